@@ -1,0 +1,7 @@
+"""Where groups live: on the devices of this process, or emulated."""
+
+from jaxserve.cluster.emulated import EmulatedCluster, emulated_outputs
+from jaxserve.cluster.local import LocalCluster
+from jaxserve.cluster.seam import Cluster, Job, Listener
+
+__all__ = ["Cluster", "EmulatedCluster", "Job", "Listener", "LocalCluster", "emulated_outputs"]

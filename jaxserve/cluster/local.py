@@ -1,0 +1,182 @@
+"""Groups in this process: real stages on the devices that jax has, one thread for each stage.
+
+A job enters at stage 0 when the engine says so; from there the threads of its group hand it on by themselves, so no
+stage waits for the event loop. Each end of a stage is reported to the loop as it happens. A job that nobody waits for any
+more is run no further; every stage that was given a job reports its end all the same, so the scheduler never waits for a
+report that does not come.
+"""
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+from jaxserve.cluster.seam import Job, Listener
+from jaxserve.errors import PlacementError
+from jaxserve.model import Model
+from jaxserve.plan import Group, ParallelConfig, Profile
+from jaxserve.runtime import Pipeline, Values, load
+from jaxserve.scheduling import Latencies
+
+Progress = Callable[[str], None]
+
+
+class LocalCluster:
+    """Groups on devices of this process.
+
+    Args:
+        groups: the groups of a placement; their device indices point into `devices`.
+        devices: by default all that jax has.
+        progress: told in a few words what is being loaded; called from other threads.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        available = list(jax.devices() if devices is None else devices)
+        self.stages = tuple(group.inter_op for group in groups)
+        self._groups = [
+            _LocalGroup(index, group.config, _pick(index, group.devices, available), clock)
+            for index, group in enumerate(groups)
+        ]
+        self._progress = progress
+
+    async def open(self, listener: Listener) -> None:
+        """See `Cluster`."""
+        loop = asyncio.get_running_loop()
+        for group in self._groups:
+            group.start(loop, listener)
+
+    async def load(self, group: int, model: Model) -> Latencies:
+        """See `Cluster`: compiles, loads, warms and times every bucket, in another thread."""
+        rows = await asyncio.to_thread(self._groups[group].load, model, self._progress)
+        return tuple(row.stage_latency_s for row in rows)
+
+    async def unload(self, group: int, model: str) -> None:
+        """See `Cluster`."""
+        await asyncio.to_thread(self._groups[group].unload, model)
+
+    def begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
+        """See `Cluster`: only stage 0 has to be begun; the others pass a job on among themselves."""
+        if stage == 0:
+            self._groups[group].enter(job)
+
+    @property
+    def next_end_s(self) -> float:
+        """See `Cluster`: ends are reported as they happen."""
+        return math.inf
+
+    def report_next(self) -> None:
+        """See `Cluster`."""
+        raise AssertionError("a local cluster reports by itself")
+
+    def profiles(self, model: str) -> tuple[Profile, ...]:
+        """What was measured of a model, on every group that holds it."""
+        return tuple(row for group in self._groups for row in group.profiles(model))
+
+    async def close(self) -> None:
+        """See `Cluster`: waits for the stage that each thread is in."""
+        await asyncio.to_thread(lambda: [group.stop() for group in self._groups])
+
+
+class _LocalGroup:
+    """One group: its pipelines by model, its threads, an inbox for each."""
+
+    def __init__(
+        self, index: int, config: ParallelConfig, devices: Sequence[jax.Device], clock: Callable[[], float]
+    ) -> None:
+        self._index = index
+        self._config = config
+        self._devices = devices
+        self._clock = clock
+        self._pipelines: dict[str, Pipeline] = {}
+        self._inboxes = [queue.SimpleQueue[tuple[Job, Values | None] | None]() for _ in range(config.inter_op)]
+        self._threads: list[threading.Thread] = []
+        self._report: Callable[[int, Job], None] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
+        clock, index = self._clock, self._index
+
+        def ended(stage: int, job: Job) -> None:
+            listener.stage_ended(index, stage, job, clock())
+
+        self._report = lambda stage, job: loop.call_soon_threadsafe(ended, stage, job)
+        for stage in range(self._config.inter_op):
+            name = f"jaxserve-group{index}-stage{stage}"
+            thread = threading.Thread(target=self._serve, args=(stage,), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def load(self, model: Model, progress: Progress | None) -> tuple[Profile, ...]:
+        told = None if progress is None else lambda text: progress(f"group {self._index}: {text}")
+        pipeline = load(model, self._config, self._devices, progress=told)
+        self._pipelines[model.name] = pipeline
+        return pipeline.profiles
+
+    def unload(self, model: str) -> None:
+        self._pipelines.pop(model).close()
+
+    def profiles(self, model: str) -> tuple[Profile, ...]:
+        pipeline = self._pipelines.get(model)
+        return () if pipeline is None else pipeline.profiles
+
+    def enter(self, job: Job) -> None:
+        self._inboxes[0].put((job, None))
+
+    def stop(self) -> None:
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        for name in list(self._pipelines):
+            self.unload(name)
+
+    def _serve(self, stage: int) -> None:
+        """What the thread of a stage does."""
+        inbox = self._inboxes[stage]
+        onward = self._inboxes[stage + 1] if stage + 1 < len(self._inboxes) else None
+        assert self._report is not None
+        while (item := inbox.get()) is not None:
+            job, values = item
+            del item
+            values = None if job.abandoned else self._run(stage, job, values, last=onward is None)
+            self._report(stage, job)  # before the next stage can: its report must come second
+            if values is not None and onward is not None:
+                onward.put((job, values))
+            del job, values  # while the thread waits, it keeps no activations alive
+
+    def _run(self, stage: int, job: Job, values: Values | None, *, last: bool) -> Values | None:
+        """Runs one stage; None where the model raised, and after the last stage."""
+        model, bucket = job.model, job.request.bucket
+        pipeline = self._pipelines[model.name]
+        try:
+            if stage == 0:
+                values = pipeline.put(bucket, model.pad(job.inputs, bucket))
+            assert values is not None
+            values = pipeline.run(stage, bucket, values)
+            if not last:
+                return values
+            job.outputs = model.unpad(pipeline.fetch(bucket, values), job.sizes)
+        except Exception as error:  # whatever a model raises is the answer to its request
+            job.error = error
+        return None
+
+
+def _pick(index: int, wanted: Sequence[int], available: Sequence[jax.Device]) -> list[jax.Device]:
+    beyond = [device for device in wanted if device >= len(available)]
+    if beyond:
+        raise PlacementError(
+            f"group {index} uses device {beyond[0]}, but there are {len(available)} devices, numbered from 0; change "
+            f"the placement, or start with more devices (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=N)"
+        )
+    return [available[device] for device in wanted]

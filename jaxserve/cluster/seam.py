@@ -1,0 +1,95 @@
+"""Where groups live, as the engine sees it.
+
+The engine decides what begins when; a cluster makes it happen and reports each end of a stage. Both sides of the seam
+run on the engine's event loop.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxserve.model import Model
+from jaxserve.request import Request
+from jaxserve.scheduling import Latencies
+
+Inputs = Mapping[str, Any]
+Outputs = dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way through a group, with its tensors.
+
+    Attributes:
+        request: the request.
+        model: its model.
+        inputs: checked inputs of the module, by name, not padded.
+        sizes: sizes of the variable dimensions.
+        abandoned: nobody waits for it any more; it goes no further than the stage it is on.
+        outputs: what the last stage gave, by name, unpadded.
+        error: what the model raised.
+    """
+
+    request: Request
+    model: Model
+    inputs: Inputs
+    sizes: Mapping[str, int]
+    abandoned: bool = False
+    outputs: Outputs | None = None
+    error: Exception | None = None
+
+
+class Listener(Protocol):
+    """What a cluster reports to."""
+
+    def advance(self, now_s: float) -> None:
+        """Lets happen everything that is due by now; called before a report of what was not due."""
+        ...
+
+    def stage_ended(self, group: int, stage: int, job: Job, now_s: float) -> None:
+        """A stage is done with a job: `job.error` or, after the last stage, `job.outputs` is set."""
+        ...
+
+    def group_failed(self, group: int, reason: str, now_s: float) -> None:
+        """A group is lost, with everything inside."""
+        ...
+
+
+class Cluster(Protocol):
+    """Groups of one kind: real stages on devices, or emulated ones.
+
+    Attributes:
+        stages: number of stages of each group.
+    """
+
+    stages: tuple[int, ...]
+
+    async def open(self, listener: Listener) -> None:
+        """Makes the groups ready; called once, before anything else."""
+        ...
+
+    async def load(self, group: int, model: Model) -> Latencies:
+        """Loads a replica; returns what each stage takes, for each bucket."""
+        ...
+
+    async def unload(self, group: int, model: str) -> None:
+        """Gives back what a replica holds; nothing of it runs any more."""
+        ...
+
+    def begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
+        """Begins a job on a stage that is free."""
+        ...
+
+    @property
+    def next_end_s(self) -> float:
+        """When `report_next` has an end to report; infinite for a cluster that reports by itself."""
+        return math.inf
+
+    def report_next(self) -> None:
+        """Reports the end that is due at `next_end_s`, as of that time."""
+        ...
+
+    async def close(self) -> None:
+        """Ends everything that the cluster runs and gives back what it holds."""
+        ...

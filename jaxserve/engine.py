@@ -1,0 +1,643 @@
+"""The engine: the asyncio driver of the scheduler. It owns every promise.
+
+One request, from `submit` to its answer:
+
+1. the model is found, the deadline and the inputs are checked, the bucket is chosen (for a model with host-side
+   preprocessing, in a thread of the engine's pool);
+2. the scheduler admits it to a group or rejects it; what cannot be in time is answered at once;
+3. the cluster runs it, stage after stage, and reports each end;
+4. its outputs, or its error, go to `on_settled`, once, on the loop.
+
+A request is in `_pending` until it is settled. Whatever ends it (an answer, an error, its deadline, a cancellation, a
+lost group, the engine's stop) takes it out and settles it; a second end finds nothing. The engine installs no signal
+handlers and keeps nothing outside itself. It has one timer, for the earliest deadline or, for emulated groups, the
+earliest end of a stage; and one for each deadline in step 1.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from jaxserve.cluster import Cluster, Job, LocalCluster
+from jaxserve.cluster.host import host_latencies, run_on_host
+from jaxserve.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    DeadlineRefused,
+    EngineStopped,
+    GroupFailed,
+    InferenceError,
+    InvalidInput,
+    ModelError,
+    ModelFailed,
+    ModelNotFound,
+    PlacementError,
+    RequestCancelled,
+)
+from jaxserve.metrics import GroupMetrics, ModelMetrics
+from jaxserve.model import Model
+from jaxserve.plan import Group, Placement
+from jaxserve.request import Done, Failed, FailReason, Rejected, Request
+from jaxserve.scheduling import DISPATCHES, Scheduler
+
+Outputs = dict[str, Any]
+OnSettled = Callable[[Outputs | InferenceError], None]
+_Prepared = tuple[Mapping[str, Any], Mapping[str, int], int]
+"""Inputs of the module, sizes of the variable dimensions, index of the bucket."""
+_POOL_THREADS = 4
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Pending:
+    """A request that is not settled."""
+
+    model: Model
+    on_settled: OnSettled
+    arrival_s: float
+    slo_s: float
+    job: Job | None = None
+    predicted_finish_s: float = 0.0
+    preparation: "asyncio.Future[_Prepared] | None" = None
+    expiry: asyncio.TimerHandle | None = None
+
+
+class Engine:
+    """Serves models in this process: `async with Engine([model]) as engine: await engine.infer(...)`.
+
+    Args:
+        models: what to load first; others can be loaded and unloaded while it runs.
+        placement: the groups and which models each holds. By default one group for each device, each with as many of
+            the models as its memory takes.
+        devices: the devices that the placement's indices mean; by default all that jax has.
+        cluster: where the groups live instead of on `devices`; takes the groups' place in `placement` order.
+        dispatch: how a request's group is chosen.
+        overhead_s: added to every predicted finish.
+        progress: told in a few words what is being loaded; may be called from other threads.
+        clock: seconds, monotonic.
+
+    Raises:
+        PlacementError, ConfigError, ModelError: what was given does not fit together.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[Model] = (),
+        *,
+        placement: Placement | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        cluster: Cluster | None = None,
+        dispatch: str = "alpaserve",
+        overhead_s: float = 0.0,
+        progress: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if dispatch not in DISPATCHES:
+            raise ConfigError(f"dispatch is {dispatch!r}, but must be one of {', '.join(DISPATCHES)}")
+        if placement is not None and placement.segments:
+            raise PlacementError(
+                "the placement has segments; an engine takes one without, as it does not re-place models"
+            )
+        self._first = list(models)
+        _check_names(self._first, placement)
+        if placement is None:
+            placement = default_placement(self._first, jax.devices() if devices is None else devices)
+        self._placement = placement
+        self._cluster: Cluster = cluster or LocalCluster(
+            placement.groups, devices=devices, progress=progress, clock=clock
+        )
+        if len(self._cluster.stages) != len(placement.groups):
+            raise PlacementError(
+                f"the cluster has {len(self._cluster.stages)} groups, but the placement has {len(placement.groups)}"
+            )
+        self._clock = clock
+        self._scheduler = Scheduler(dispatch=DISPATCHES[dispatch], overhead_s=overhead_s)
+        self._group_metrics: list[GroupMetrics] = []
+        for stages in (*self._cluster.stages, 1):  # the last one is for models that need no device
+            self._scheduler.add_group(stages)
+            self._group_metrics.append(GroupMetrics(stages=stages))
+        self._host_group = len(self._cluster.stages)
+        self._models: dict[str, Model] = {}
+        self._metrics: dict[str, ModelMetrics] = {}
+        self._groups_of: dict[str, list[int]] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._next_id = 0
+        self._accepting = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = math.inf
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loading = asyncio.Lock()
+        self._idle = asyncio.Event()
+        self._pool: ThreadPoolExecutor | None = None
+        self._opened_s = 0.0
+
+    # ----------------------------------------------------------------------------------------------- start and stop
+
+    async def __aenter__(self) -> Self:
+        """Loads the models and begins to accept requests."""
+        if self._loop is not None:
+            raise EngineStopped("this engine was started before; make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._opened_s = self._clock()
+        try:
+            await self._cluster.open(self)
+            for model in self._first:
+                await self.load(model)
+        except BaseException:
+            await self._close()
+            raise
+        self._accepting = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops: what is not answered gets `EngineStopped`, every thread ends, every device buffer is given back."""
+        await self._close()
+
+    async def drain(self, grace_s: float = math.inf) -> None:
+        """Accepts nothing more and waits until everything is answered, `grace_s` seconds at most."""
+        self._accepting = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if grace_s == math.inf else grace_s):
+                await self._until(lambda: not self._pending)
+
+    async def _close(self) -> None:
+        self._accepting = False
+        for ticket in list(self._pending):
+            self._settle_early(ticket, FailReason.STOPPED)
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.shield(self._cluster.close())
+        if self._pool is not None:
+            await asyncio.to_thread(self._pool.shutdown)
+        self._models.clear()
+
+    # ------------------------------------------------------------------------------------------------------- models
+
+    async def load(self, model: Model) -> None:
+        """Loads one more model, onto the groups where the placement has it, or onto all if it has it nowhere.
+
+        Raises:
+            ModelError: a model of this name is loaded.
+            PlacementError: it does not fit.
+        """
+        async with self._loading:
+            if model.name in self._models:
+                raise ModelError(f"a model named {model.name!r} is loaded; unload it first, or choose another name")
+            placed: list[int] = []
+            try:
+                for group in self._groups_for(model):
+                    latencies = host_latencies(model) if model.on_host else await self._cluster.load(group, model)
+                    placed.append(group)
+                    self._scheduler.place(group, model.name, latencies)
+            except BaseException:
+                for group in placed:
+                    await self._withdraw(group, model)
+                raise
+            self._groups_of[model.name] = placed
+            self._metrics[model.name] = ModelMetrics()
+            self._models[model.name] = model
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out: no new requests, waits for those inside, then gives its memory back.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        async with self._loading:
+            model = self._model(name)
+            del self._models[name]
+            await self._until(lambda: all(pending.model is not model for pending in self._pending.values()))
+            for group in self._groups_of.pop(name):
+                await self._withdraw(group, model)
+            del self._metrics[name]
+
+    async def _withdraw(self, group: int, model: Model) -> None:
+        self._scheduler.withdraw(group, model.name)
+        await self._until(lambda: not self._scheduler.groups[group].holds(model.name))
+        if not model.on_host:
+            await self._cluster.unload(group, model.name)
+
+    def _groups_for(self, model: Model) -> list[int]:
+        if model.on_host:
+            return [self._host_group]
+        named = [index for index, group in enumerate(self._placement.groups) if model.name in group.models]
+        return named or list(range(len(self._placement.groups)))
+
+    def _model(self, name: str) -> Model:
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(f"no model {name!r} is served; there are {', '.join(sorted(self._models)) or 'none'}")
+        return model
+
+    # ----------------------------------------------------------------------------------------------------- requests
+
+    async def infer(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None = None) -> Outputs:
+        """Runs one request; returns its outputs by name, as numpy arrays.
+
+        Args:
+            model: name of the model.
+            inputs: arrays (or lists) by name, with the batch first.
+            deadline_s: seconds from now within which the answer is wanted; by default the model's.
+
+        Raises:
+            ModelNotFound, InvalidInput: the call is wrong.
+            DeadlineRefused: it could not have been in time; says when it would have finished.
+            DeadlineExceeded: it was admitted, but was not in time.
+            ModelFailed: the model raised.
+            GroupFailed: its group was lost.
+            EngineStopped: the engine stops.
+        """
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+
+        def settle(result: Outputs | InferenceError) -> None:
+            if answer.done():
+                return
+            if isinstance(result, InferenceError):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        ticket = self.submit(model, inputs, deadline_s=deadline_s, on_settled=settle)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.cancel(ticket)
+            raise
+
+    def submit(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None, on_settled: OnSettled) -> int:
+        """Starts one request; `on_settled` gets its outputs or its error, exactly once, on the loop's thread.
+
+        It may get them before this returns, and nothing is raised. Returns a ticket for `cancel`; -1 where the request
+        is settled already.
+        """
+        now_s = self._clock()
+        if not self._accepting:
+            on_settled(EngineStopped("the engine is not running, or is stopping; send to another one"))
+            return -1
+        try:
+            served = self._model(model)
+        except ModelNotFound as error:
+            on_settled(error)
+            return -1
+        metrics = self._metrics[model]
+        try:
+            slo_s = _slo_s(deadline_s, served)
+            pending = _Pending(served, on_settled, now_s, slo_s)
+            prepared = None if served.preprocess is not None else _prepare(served, inputs)
+        except InferenceError as error:
+            metrics.invalid += 1
+            on_settled(error)
+            return -1
+        metrics.requests += 1
+        ticket = self._next_id
+        self._next_id = ticket + 1
+        if prepared is None:
+            return self._prepare(ticket, pending, inputs)
+        return self._decide(ticket, pending, prepared, now_s)
+
+    def cancel(self, ticket: int) -> None:
+        """Gives a request up: it leaves its queue at once, and is settled with `RequestCancelled`."""
+        self.advance(self._clock())
+        if ticket in self._pending:
+            self._settle_early(ticket, FailReason.CANCELLED)
+
+    def _prepare(self, ticket: int, pending: _Pending, inputs: Mapping[str, Any]) -> int:
+        """Checks and preprocesses in the pool, then decides."""
+        assert self._loop is not None
+        model, metrics = pending.model, self._metrics[pending.model.name]
+
+        def prepared(work: asyncio.Future[_Prepared]) -> None:
+            if work.cancelled():
+                return  # settled before
+            error = work.exception()
+            if ticket not in self._pending:
+                return
+            if pending.expiry is not None:
+                pending.expiry.cancel()
+            if error is None:
+                self._decide(ticket, pending, work.result(), self._clock())
+            elif isinstance(error, InvalidInput):
+                metrics.invalid += 1
+                metrics.requests -= 1
+                self._settle(ticket, error)
+            else:
+                metrics.failed += 1
+                self._settle(ticket, error if isinstance(error, ModelFailed) else _model_failed(model, error))
+
+        self._pending[ticket] = pending
+        if pending.slo_s < math.inf:
+            pending.expiry = self._loop.call_later(pending.slo_s, self._expire_prepared, ticket)
+        pending.preparation = self._loop.run_in_executor(self._threads(), _prepare, model, inputs)
+        pending.preparation.add_done_callback(prepared)
+        return ticket
+
+    def _expire_prepared(self, ticket: int) -> None:
+        pending = self._pending.get(ticket)
+        if pending is not None and pending.job is None:
+            self._settle_expired(ticket)
+
+    def _decide(self, ticket: int, pending: _Pending, prepared: _Prepared, now_s: float) -> int:
+        if now_s >= self._timer_s:
+            self.advance(now_s)
+        model = pending.model
+        inputs, sizes, bucket = prepared
+        request = Request(id=ticket, model=model.name, arrival_s=pending.arrival_s, slo_s=pending.slo_s, bucket=bucket)
+        decision = self._scheduler.submit(request, now_s=now_s)
+        if isinstance(decision, Rejected):
+            self._metrics[model.name].refused += 1
+            self._pending[ticket] = pending
+            self._settle(ticket, _refused(request, decision))
+            return -1
+        pending.predicted_finish_s = decision.predicted_finish_s
+        pending.job = Job(request, model, inputs, sizes)
+        self._pending[ticket] = pending
+        if decision.begins:
+            self._begin(decision.group, 0, pending.job, now_s)
+        if min(request.deadline_s, self._cluster.next_end_s) < self._timer_s:
+            self._arm()
+        return ticket if ticket in self._pending else -1
+
+    # ---------------------------------------------------------------------------------------- what a cluster reports
+
+    def stage_ended(self, group: int, stage: int, job: Job, now_s: float) -> None:
+        """See `Listener`."""
+        ticket = job.request.id
+        self._group_metrics[group].end(stage, now_s)
+        step = self._scheduler.stage_done(group, stage, ticket, now_s=now_s, failed=job.error is not None)
+        for next_stage, next_id in step.begins:
+            pending = self._pending[next_id]
+            assert pending.job is not None
+            self._begin(group, next_stage, pending.job, now_s)
+        if step.outcome is not None:
+            self._finish(job, step.outcome, now_s)
+        if not self._idle.is_set():
+            self._idle.set()
+
+    def group_failed(self, group: int, reason: str, now_s: float) -> None:
+        """See `Listener`."""
+        for failed in self._scheduler.fail_group(group, now_s=now_s):
+            pending = self._pending[failed.id]
+            self._metrics[pending.model.name].failed += 1
+            self._settle(failed.id, GroupFailed(f"group {group} was lost: {reason}", group=group))
+        self._group_metrics[group].clear(now_s)
+
+    def _begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
+        self._group_metrics[group].begin(stage, now_s)
+        if group == self._host_group:
+            run_on_host(job)
+            self.stage_ended(group, stage, job, self._clock())
+        else:
+            self._cluster.begin(group, stage, job, now_s)
+
+    def _finish(self, job: Job, outcome: Done | Failed, now_s: float) -> None:
+        ticket, model = job.request.id, job.model
+        metrics = self._metrics[model.name]
+        if isinstance(outcome, Failed):
+            metrics.failed += 1
+            assert job.error is not None
+            self._settle(ticket, _model_failed(model, job.error))
+            return
+        assert job.outputs is not None
+        if model.postprocess is not None:
+            self._postprocess(ticket, job)
+            return
+        pending = self._pending[ticket]
+        self._count(metrics, pending, now_s)
+        self._settle(ticket, job.outputs)
+
+    def _postprocess(self, ticket: int, job: Job) -> None:
+        assert self._loop is not None
+        model, outputs = job.model, job.outputs
+
+        def done(work: asyncio.Future[Outputs]) -> None:
+            pending = self._pending.get(ticket)
+            error = work.exception()
+            if pending is None:
+                return
+            metrics = self._metrics[model.name]
+            if error is None:
+                self._count(metrics, pending, self._clock())
+                self._settle(ticket, work.result())
+            else:
+                metrics.failed += 1
+                self._settle(ticket, _model_failed(model, error))
+
+        assert model.postprocess is not None
+        work = self._loop.run_in_executor(self._threads(), model.postprocess, outputs)
+        work.add_done_callback(done)
+
+    # ---------------------------------------------------------------------------------------------------------- time
+
+    def advance(self, now_s: float) -> None:
+        """Lets happen what is due: at each instant ends of stages first, then deadlines."""
+        while True:
+            end_s = self._cluster.next_end_s
+            deadline_s = self._scheduler.next_deadline_s
+            if min(end_s, deadline_s) > now_s:
+                return
+            if end_s <= deadline_s:
+                self._cluster.report_next()
+                continue
+            for failed in self._scheduler.expire(now_s=deadline_s):
+                self._settle_expired(failed.id)
+
+    def _arm(self) -> None:
+        """Sets the one timer to what is due next."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_s = min(self._cluster.next_end_s, self._scheduler.next_deadline_s)
+        if self._timer_s < math.inf and self._loop is not None:
+            self._timer = self._loop.call_later(max(0.0, self._timer_s - self._clock()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.advance(self._clock())
+        self._arm()
+
+    # ------------------------------------------------------------------------------------------------------ settling
+
+    def _settle_early(self, ticket: int, reason: FailReason) -> None:
+        """Settles a request that was cancelled or that the engine stops under."""
+        pending = self._pending[ticket]
+        self._scheduler.cancel(ticket, reason=reason)
+        if reason is FailReason.CANCELLED:
+            self._metrics[pending.model.name].cancelled += 1
+            error: InferenceError = RequestCancelled("the request was cancelled by its caller")
+        else:
+            self._metrics[pending.model.name].failed += 1
+            error = EngineStopped("the engine stopped before the request was answered")
+        self._settle(ticket, error)
+
+    def _settle_expired(self, ticket: int) -> None:
+        pending = self._pending[ticket]
+        self._metrics[pending.model.name].expired += 1
+        message = f"not answered within its deadline of {pending.slo_s:g} s, though it was admitted"
+        self._settle(ticket, DeadlineExceeded(message, deadline_s=pending.slo_s))
+
+    def _settle(self, ticket: int, result: Outputs | InferenceError) -> None:
+        pending = self._pending.pop(ticket)
+        if isinstance(result, InferenceError):
+            if pending.job is not None:
+                pending.job.abandoned = True
+            elif pending.preparation is not None:
+                pending.preparation.cancel()  # where its turn in the pool has not come, it is not done
+            if pending.expiry is not None:
+                pending.expiry.cancel()
+        if not self._idle.is_set():
+            self._idle.set()
+        pending.on_settled(result)
+
+    def _count(self, metrics: ModelMetrics, pending: _Pending, now_s: float) -> None:
+        latency_s = now_s - pending.arrival_s
+        metrics.answered(latency_s, now_s - pending.predicted_finish_s)
+        if latency_s > pending.slo_s:
+            metrics.late += 1
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Waits until something holds; looked at whenever a stage ends or a request is settled."""
+        while not holds():
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="jaxserve-host")
+        return self._pool
+
+    # -------------------------------------------------------------------------------------------------------- status
+
+    def status(self) -> dict[str, Any]:
+        """Counters of models and groups, as plain values."""
+        now_s = self._clock()
+        up_s = max(now_s - self._opened_s, 1e-9)
+        groups = [
+            {
+                "models": [name for name, held in self._groups_of.items() if index in held],
+                "stages": metrics.stages,
+                "healthy": state.healthy,
+                "requests": metrics.requests,
+                "queue": state.queue_length,
+                "in_flight": state.in_flight,
+                "utilization": metrics.busy_until(now_s) / (up_s * metrics.stages),
+                "busy_s": metrics.busy_until(now_s),
+            }
+            for index, (state, metrics) in enumerate(zip(self._scheduler.groups, self._group_metrics, strict=True))
+        ]
+        return {
+            "accepting": self._accepting,
+            "uptime_s": up_s,
+            "in_flight": len(self._pending),
+            "models": {name: metrics.to_json() for name, metrics in self._metrics.items()},
+            "groups": groups[: self._host_group],
+            "host": groups[self._host_group],
+        }
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What each model takes and returns."""
+        return [
+            {
+                "name": model.name,
+                "inputs": {
+                    name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in model.accepts.items()
+                },
+                "outputs": {
+                    name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in model.returns.items()
+                },
+                "batch_sizes": sorted({bucket.batch_size for bucket in model.buckets}),
+                "deadline_s": model.deadline_s,
+            }
+            for model in self._models.values()
+        ]
+
+
+def default_placement(models: Sequence[Model], devices: Sequence[jax.Device]) -> Placement:
+    """One group for each device, each with every model; or, where they do not all fit, each model where most is free.
+
+    Raises:
+        PlacementError: a model is larger than the memory that any device has left.
+    """
+    on_device = [model for model in models if not model.on_host]
+    free = [_memory_bytes(device) for device in devices]
+    held: list[list[str]] = [[] for _ in devices]
+    if sum(model.weight_bytes for model in on_device) <= min(free):
+        held = [[model.name for model in on_device] for _ in devices]
+    else:
+        for model in sorted(on_device, key=lambda model: model.weight_bytes, reverse=True):
+            roomiest = max(range(len(devices)), key=lambda index: free[index])
+            if model.weight_bytes > free[roomiest]:
+                raise PlacementError(
+                    f"model {model.name!r} has {model.weight_bytes:.4g} bytes of weights, but no device has more than "
+                    f"{free[roomiest]:.4g} left; give a placement that cuts it into stages, or fewer models"
+                )
+            free[roomiest] -= model.weight_bytes
+            held[roomiest].append(model.name)
+    return Placement(groups=tuple(Group(devices=(index,), models=tuple(names)) for index, names in enumerate(held)))
+
+
+def _memory_bytes(device: jax.Device) -> float:
+    """What a device may hold of weights: nine tenths of its memory; no limit where it does not say."""
+    stats = device.memory_stats()
+    return 0.9 * stats["bytes_limit"] if stats and "bytes_limit" in stats else math.inf
+
+
+def _check_names(models: Sequence[Model], placement: Placement | None) -> None:
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"two models are named {name!r}; every name must be its own")
+    if placement is None:
+        return
+    placed = {name for group in placement.groups for name in group.models}
+    for name in placed.difference(names):
+        raise PlacementError(f"the placement has a model {name!r}, but the models are {', '.join(names) or 'none'}")
+    for model in models:
+        if model.name not in placed and not model.on_host:
+            raise PlacementError(
+                f"model {model.name!r} is on no group of the placement; add it to one, or leave it out"
+            )
+
+
+def _slo_s(deadline_s: float | None, model: Model) -> float:
+    if deadline_s is None:
+        return math.inf if model.deadline_s is None else model.deadline_s
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float) or not deadline_s > 0:
+        raise InvalidInput(
+            f"deadline_s is {deadline_s!r}, but must be a number of seconds from now, greater than 0; "
+            f"leave it out for the model's own"
+        )
+    return float(deadline_s)
+
+
+def _prepare(model: Model, inputs: Mapping[str, Any]) -> _Prepared:
+    arrays, sizes = model.prepare(inputs)
+    return arrays, sizes, model.bucket_index(sizes)
+
+
+def _model_failed(model: Model, error: BaseException) -> ModelFailed:
+    failed = ModelFailed(
+        f"model {model.name!r} raised {type(error).__name__} on this request: {error}", model=model.name
+    )
+    failed.__cause__ = error
+    return failed
+
+
+def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | GroupFailed:
+    if rejected.predicted_finish_s == math.inf:
+        return GroupFailed(f"no healthy group holds model {request.model!r} at present; try again later")
+    predicted_s = rejected.predicted_finish_s - request.arrival_s
+    return DeadlineRefused(
+        f"would be answered after {predicted_s:.4g} s, but its deadline is {request.slo_s:.4g} s; "
+        f"allow more time, or send less",
+        predicted_finish_s=predicted_s,
+        deadline_s=request.slo_s,
+    )

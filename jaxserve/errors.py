@@ -1,0 +1,181 @@
+"""The exception tree.
+
+    JaxserveError
+    ├── ModelError            a model that cannot be made: signature, params, buckets, apply
+    ├── FileFormatError       a file that is not what it should be; names the field
+    ├── PlacementError        a placement that does not fit its models, profiles or devices
+    ├── ConfigError           a command, flag or setting that makes no sense
+    ├── MissingExtra          an optional dependency that is not installed
+    ├── InferenceError        the answer to one inference call, when it is not its outputs
+    │   ├── ModelNotFound
+    │   ├── InvalidInput
+    │   ├── DeadlineRefused   refused on arrival: it could not have finished in time
+    │   ├── DeadlineExceeded  admitted, but its deadline passed before it finished
+    │   ├── RequestCancelled
+    │   ├── GroupFailed       the mesh group could not run it
+    │   │   └── ModelFailed   the model raised on this request; the group goes on
+    │   └── EngineStopped
+    └── TransportError        between a client and a server
+        ├── ConnectionLost    the connection ended before the answer came
+        ├── ProtocolError     bytes that are not the native protocol
+        │   ├── FrameTooLarge
+        │   └── VersionMismatch
+        └── ServerError       the server failed for a reason that is its own
+
+Inside the engine a refusal is a value (`jaxserve.request.Rejected`); it becomes one of these where it reaches a caller.
+Every `InferenceError` crosses the network as (code, message, details) and is rebuilt by `from_wire`.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+Detail = str | int | float
+
+
+class JaxserveError(Exception):
+    """Base of everything that jaxserve raises on purpose."""
+
+
+class ModelError(JaxserveError, ValueError):
+    """A model that cannot be made."""
+
+
+class FileFormatError(JaxserveError, ValueError):
+    """A file that does not hold what its format demands; the message names the field."""
+
+
+class PlacementError(JaxserveError, ValueError):
+    """A placement that does not fit its models, its profiles or its devices."""
+
+
+class ConfigError(JaxserveError, ValueError):
+    """A command, flag or setting that makes no sense."""
+
+
+class MissingExtra(JaxserveError, ImportError):
+    """An optional dependency that is not installed; the message names the extra that brings it."""
+
+
+class InferenceError(JaxserveError):
+    """The answer to one inference call, when it is not the outputs.
+
+    Attributes:
+        code: the name of this error on the wire.
+        details: the numbers behind the message, by name.
+    """
+
+    code: ClassVar[str] = "inference_error"
+
+    def __init__(self, message: str, **details: Detail) -> None:
+        super().__init__(message)
+        self.details: Mapping[str, Detail] = details
+
+
+class ModelNotFound(InferenceError, LookupError):
+    """No model of this name is served."""
+
+    code = "model_not_found"
+
+
+class InvalidInput(InferenceError, ValueError):
+    """Inputs or a deadline that do not fit the model's signature."""
+
+    code = "invalid_input"
+
+
+class DeadlineRefused(InferenceError, TimeoutError):
+    """Refused on arrival: no group would have finished it in time.
+
+    Attributes:
+        predicted_finish_s: seconds from arrival to the predicted finish (infinite where no group holds the model).
+        deadline_s: seconds from arrival to the deadline.
+    """
+
+    code = "deadline_refused"
+
+    @property
+    def predicted_finish_s(self) -> float:
+        """Seconds from arrival to the finish that was predicted."""
+        return float(self.details["predicted_finish_s"])
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds from arrival to the deadline that was asked for."""
+        return float(self.details["deadline_s"])
+
+
+class DeadlineExceeded(InferenceError, TimeoutError):
+    """Admitted, but its deadline passed before it finished."""
+
+    code = "deadline_exceeded"
+
+
+class RequestCancelled(InferenceError):
+    """Cancelled by its caller, or its caller's connection ended."""
+
+    code = "cancelled"
+
+
+class GroupFailed(InferenceError):
+    """The mesh group could not run the request."""
+
+    code = "group_failed"
+
+
+class ModelFailed(GroupFailed):
+    """The model raised on this request; its group goes on with the others."""
+
+    code = "model_failed"
+
+
+class EngineStopped(InferenceError):
+    """The engine stopped, or is stopping, before the request was answered."""
+
+    code = "engine_stopped"
+
+
+class TransportError(JaxserveError, ConnectionError):
+    """Something between a client and a server."""
+
+
+class ConnectionLost(TransportError):
+    """The connection ended before the answer came."""
+
+
+class ProtocolError(TransportError):
+    """Bytes that are not the native protocol."""
+
+
+class FrameTooLarge(ProtocolError):
+    """A frame over the size limit."""
+
+
+class VersionMismatch(ProtocolError):
+    """The two ends speak no common version of the protocol."""
+
+
+class ServerError(TransportError):
+    """The server failed for a reason that is its own; its log says more."""
+
+
+_BY_CODE: dict[str, type[InferenceError]] = {
+    kind.code: kind
+    for kind in (
+        ModelNotFound,
+        InvalidInput,
+        DeadlineRefused,
+        DeadlineExceeded,
+        RequestCancelled,
+        GroupFailed,
+        ModelFailed,
+        EngineStopped,
+    )
+}
+
+
+def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> JaxserveError:
+    """The error that (code, message, details) stands for; an unknown code becomes a `ServerError`."""
+    kind = _BY_CODE.get(code)
+    if kind is None:
+        return ServerError(f"{message} (code {code!r})")
+    return kind(message, **details)

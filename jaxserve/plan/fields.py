@@ -1,0 +1,134 @@
+"""Reads fields out of parsed JSON, and names the path of the field that is wrong."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxserve.errors import FileFormatError
+
+T = TypeVar("T")
+_TYPE_NAMES: dict[type, str] = {dict: "an object", list: "an array", str: "a string"}
+
+
+class Fields:
+    """A view of one JSON value that knows where in its file it stands."""
+
+    def __init__(self, value: object, path: str, source: str) -> None:
+        self._value: Any = value
+        self._path = path
+        self._source = source
+
+    def wrong(self, problem: str) -> FileFormatError:
+        """The error that names this place."""
+        return FileFormatError(f"{self._source}: {self._path or 'the file'} {problem}")
+
+    def has(self, name: str) -> bool:
+        """Whether this object has the field."""
+        return name in self._expect(dict)
+
+    def __getitem__(self, name: str) -> "Fields":
+        """The named field of this object."""
+        value: dict[str, Any] = self._expect(dict)
+        path = f"{self._path}.{name}" if self._path else name
+        if name not in value:
+            raise Fields(None, path, self._source).wrong("is missing")
+        return Fields(value[name], path, self._source)
+
+    def names(self) -> list[str]:
+        """The names of this object's fields."""
+        return list(self._expect(dict))
+
+    def items(self) -> "list[Fields]":
+        """The elements of this array."""
+        value: list[Any] = self._expect(list)
+        return [Fields(item, f"{self._path}[{index}]", self._source) for index, item in enumerate(value)]
+
+    def text(self) -> str:
+        """This string."""
+        return self._expect(str)
+
+    def number(self, *, above: float | None = None) -> float:
+        """This finite number, not negative, and greater than `above` where given."""
+        value = self._value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(f"is {_shown(value)}, but must be a number")
+        if not math.isfinite(value) or value < 0:
+            raise self.wrong(f"is {value}, but must be finite and not negative")
+        if above is not None and value <= above:
+            raise self.wrong(f"is {value}, but must be greater than {above:g}")
+        return float(value)
+
+    def integer(self, *, at_least: int = 0) -> int:
+        """This whole number of at least `at_least`."""
+        value = self._value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int(value) != value:
+            raise self.wrong(f"is {_shown(value)}, but must be a whole number")
+        if value < at_least:
+            raise self.wrong(f"is {value}, but must be at least {at_least}")
+        return int(value)
+
+    def list_of(self, read: "Callable[[Fields], T]") -> tuple[T, ...]:
+        """This array, each element read by `read`."""
+        return tuple(read(item) for item in self.items())
+
+    def _expect(self, kind: type) -> Any:
+        if not isinstance(self._value, kind):
+            raise self.wrong(f"is {_shown(self._value)}, but must be {_TYPE_NAMES[kind]}")
+        return self._value
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def read_json(path: str | os.PathLike[str], *, format_name: str) -> Fields:
+    """The JSON object in `path`, whose `format` must be `format_name`, such as `jaxserve-fleet/1`.
+
+    Raises:
+        FileFormatError: no such file, not JSON, no format, another format or another major version.
+    """
+    source = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{source}: cannot be read ({error}); give the path of a {format_name} file") from error
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{source}: is not JSON ({error}); it must be a {format_name} file") from error
+    fields = Fields(value, "", source)
+    given = fields["format"].text()
+    if given != format_name:
+        raise fields["format"].wrong(f"is {given!r}, but this version of jaxserve reads {format_name!r}")
+    return fields
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` to `path` at once: a reader sees the old file or the new one, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Writes `value` as JSON to `path` at once."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes `data` to `path` at once."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; the file is as open as any that the user makes
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise

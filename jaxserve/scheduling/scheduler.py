@@ -1,0 +1,174 @@
+"""Every decision about every request, with no I/O and no clock.
+
+A driver (the engine, the simulator) tells the scheduler what happened and when: a request arrived, a stage is done, a
+caller gave up, time passed, a group died. The scheduler answers what is to be done: begin a request on a stage, or
+settle one. The same calls at the same times give the same answers, to the last bit.
+
+At one instant a driver reports completions first, then lets requests expire, then reports cancellations, then arrivals;
+completions in order of group, then of request.
+"""
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Sequence
+
+from jaxserve.request import Done, Failed, FailReason, Rejected, Request
+from jaxserve.scheduling.dispatch import Candidate, Dispatch, Latencies, alpaserve
+from jaxserve.scheduling.group import GroupState
+
+
+@dataclasses.dataclass(slots=True)
+class Admitted:
+    """A request was taken in by `group`; `begins` where stage 0 is to begin it now.
+
+    Attributes:
+        predicted_finish_s: when it is expected to be answered.
+    """
+
+    group: int
+    predicted_finish_s: float
+    begins: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Step:
+    """What follows from the end of a stage.
+
+    Attributes:
+        outcome: of the request whose stage ended, where it thereby left with somebody waiting for it.
+        begins: (stage, request id) of what begins now in the same group.
+    """
+
+    outcome: Done | Failed | None
+    begins: list[tuple[int, int]]
+
+
+class Scheduler:
+    """Queues, clocks and admission of all groups.
+
+    Args:
+        dispatch: chooses among the groups that hold a model.
+        overhead_s: added to every predicted finish: what an answer costs beyond its stages.
+    """
+
+    def __init__(self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0) -> None:
+        self.groups: list[GroupState] = []
+        self._dispatch = dispatch
+        self._overhead_s = overhead_s
+        self._holders: dict[str, list[Candidate]] = {}
+        self._group_of: dict[int, int] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []  # a heap; holds settled requests until it is pruned
+
+    def add_group(self, stages: int) -> int:
+        """Adds an idle group; returns its index."""
+        self.groups.append(GroupState(stages))
+        return len(self.groups) - 1
+
+    def place(self, group: int, model: str, latency_s: Latencies) -> None:
+        """Lets `group` serve `model`; `latency_s[bucket][stage]` is what each stage takes."""
+        holders = [candidate for candidate in self._holders.get(model, []) if candidate[0] != group]
+        holders.append((group, self.groups[group], latency_s))
+        self._holders[model] = sorted(holders, key=lambda candidate: candidate[0])
+
+    def withdraw(self, group: int, model: str) -> None:
+        """Sends no further request of `model` to `group`; what is inside goes on."""
+        self._holders[model] = [candidate for candidate in self._holders[model] if candidate[0] != group]
+
+    def submit(self, request: Request, *, now_s: float) -> Admitted | Rejected:
+        """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`."""
+        holders = self._holders.get(request.model)
+        if holders and not all(candidate[1].healthy for candidate in holders):
+            holders = [candidate for candidate in holders if candidate[1].healthy]
+        if not holders:
+            return Rejected(id=request.id, predicted_finish_s=math.inf)
+        index, group, latencies = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
+        latency_s = latencies[request.bucket]
+        finish_s = group.predict(latency_s, now_s) + self._overhead_s
+        if finish_s - request.arrival_s > request.slo_s:
+            return Rejected(id=request.id, predicted_finish_s=finish_s)
+        begins = group.admit(request, latency_s, now_s)
+        self._group_of[request.id] = index
+        if request.slo_s != math.inf:
+            self._watch(request)
+        return Admitted(index, finish_s, begins)
+
+    def stage_done(self, group: int, stage: int, request_id: int, *, now_s: float, failed: bool = False) -> Step:
+        """Reports that a stage has ended a request, or that the model raised on it there."""
+        state = self.groups[group]
+        entry = state.stage_done(stage, request_id, now_s, leave=failed)
+        outcome: Done | Failed | None = None
+        begins: list[tuple[int, int]] = []
+        if entry is None:
+            if stage + 1 < state.stages:
+                self._begin(state, stage + 1, now_s, begins)
+        elif not entry.abandoned:
+            del self._group_of[request_id]
+            if failed:
+                outcome = Failed(id=request_id, group=group, reason=FailReason.MODEL)
+            else:
+                outcome = Done(id=request_id, group=group, finish_s=now_s + self._overhead_s)
+        self._begin(state, stage, now_s, begins)
+        return Step(outcome, begins)
+
+    def cancel(self, request_id: int, *, reason: FailReason = FailReason.CANCELLED) -> Failed | None:
+        """Lets go of a request; None where it is not inside (never admitted, or settled already)."""
+        group = self._group_of.pop(request_id, None)
+        if group is None:
+            return None
+        self.groups[group].drop(request_id)
+        return Failed(id=request_id, group=group, reason=reason)
+
+    def expire(self, *, now_s: float) -> list[Failed]:
+        """Lets go of the requests whose deadline has passed, in order of deadline."""
+        expired: list[Failed] = []
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now_s:
+            deadline_s, request_id, request = deadlines[0]
+            if request_id in self._group_of and now_s - request.arrival_s <= request.slo_s:
+                # arrival + slo was rounded down: a finish at this instant would still be in time
+                heapq.heapreplace(deadlines, (math.nextafter(deadline_s, math.inf), request_id, request))
+                continue
+            heapq.heappop(deadlines)
+            failed = self.cancel(request_id, reason=FailReason.EXPIRED)
+            if failed is not None:
+                expired.append(failed)
+        return expired
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When `expire` next has something to do; infinite where it has not."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][1] not in self._group_of:
+            heapq.heappop(deadlines)
+        return deadlines[0][0] if deadlines else math.inf
+
+    def fail_group(self, group: int, *, now_s: float) -> list[Failed]:
+        """Fails everything inside a group and sends nothing to it until `restore_group`."""
+        state = self.groups[group]
+        state.healthy = False
+        lost = state.clear(now_s)
+        for request_id in lost:
+            del self._group_of[request_id]
+        return [Failed(id=request_id, group=group, reason=FailReason.GROUP) for request_id in lost]
+
+    def restore_group(self, group: int) -> None:
+        """Sends requests to a group again."""
+        self.groups[group].healthy = True
+
+    @property
+    def in_flight(self) -> Sequence[int]:
+        """Ids of the requests that somebody waits for, in no order."""
+        return tuple(self._group_of)
+
+    def _begin(self, state: GroupState, stage: int, now_s: float, begins: list[tuple[int, int]]) -> None:
+        request_id = state.begin_next(stage, now_s)
+        if request_id is not None:
+            begins.append((stage, request_id))
+
+    def _watch(self, request: Request) -> None:
+        """Notes a deadline; settled requests are pruned once they are more than half of the heap."""
+        if len(self._deadlines) > 64 + 2 * len(self._group_of):
+            self._deadlines = [item for item in self._deadlines if item[1] in self._group_of]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))

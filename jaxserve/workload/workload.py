@@ -1,0 +1,146 @@
+"""A sequence of requests: when each arrives, for which model, with which SLO; and its files."""
+
+import csv
+import dataclasses
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from jaxserve.errors import FileFormatError
+from jaxserve.plan import write_bytes, write_text
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int32]
+_ARRAYS = ("arrival_s", "model", "model_names", "slo_s")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Workload:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrival_s: float64 [requests], ascending, from 0.
+        model: int32 [requests], index into `model_names`.
+        model_names: names of the models.
+        slo_s: float64 [requests], seconds from arrival to deadline; infinite where there is none.
+    """
+
+    arrival_s: Floats
+    model: Ints
+    model_names: tuple[str, ...]
+    slo_s: Floats
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrival_s", np.asarray(self.arrival_s, np.float64))
+        object.__setattr__(self, "model", np.asarray(self.model, np.int32))
+        object.__setattr__(self, "slo_s", np.asarray(self.slo_s, np.float64))
+        object.__setattr__(self, "model_names", tuple(str(name) for name in self.model_names))
+        problem = _problem(self)
+        if problem is not None:
+            raise ValueError(f"not a workload: {problem}")
+
+    def __len__(self) -> int:
+        """Number of requests."""
+        return len(self.arrival_s)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an `.npz` file, or a `.csv` file with the header `arrival_s,model,slo_s`."""
+        if Path(path).suffix == ".csv":
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(("arrival_s", "model", "slo_s"))
+            models: list[int] = self.model.tolist()
+            for arrival_s, model, slo_s in zip(self.arrival_s, models, self.slo_s, strict=True):
+                writer.writerow((repr(float(arrival_s)), self.model_names[model], repr(float(slo_s))))
+            write_text(path, text.getvalue())
+            return
+        data = io.BytesIO()
+        names = np.array(self.model_names, dtype=np.str_)
+        np.savez(data, arrival_s=self.arrival_s, model=self.model, model_names=names, slo_s=self.slo_s)
+        write_bytes(path, data.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Workload":
+        """Reads an `.npz` or `.csv` file.
+
+        Raises:
+            FileFormatError: it is not a workload file; the message names the array or the line.
+        """
+        try:
+            return _load_csv(path) if Path(path).suffix == ".csv" else _load_npz(path)
+        except (OSError, zipfile.BadZipFile, EOFError) as error:
+            raise FileFormatError(
+                f"{path}: cannot be read as a workload ({error}); give an .npz or .csv file"
+            ) from error
+        except ValueError as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(f"{path}: {error}") from error
+
+
+def _problem(workload: Workload) -> str | None:
+    arrival_s, model, slo_s = workload.arrival_s, workload.model, workload.slo_s
+    if not arrival_s.ndim == model.ndim == slo_s.ndim == 1 or not len(arrival_s) == len(model) == len(slo_s):
+        shapes = f"{arrival_s.shape}, {model.shape} and {slo_s.shape}"
+        return f"arrival_s, model and slo_s have shapes {shapes}, but must be as long as each other, in one dimension"
+    if len(set(workload.model_names)) != len(workload.model_names):
+        return "model_names has a name twice; every name must be its own"
+    checks = (
+        ("arrival_s", ~np.isfinite(arrival_s) | (arrival_s < 0), "must be finite and not negative"),
+        ("arrival_s", np.diff(arrival_s, prepend=0.0) < 0, "is before the one ahead of it; sort the arrivals"),
+        ("model", (model < 0) | (model >= len(workload.model_names)), "is no index into model_names"),
+        ("slo_s", ~(slo_s > 0), "must be greater than 0"),
+    )
+    for name, wrong, rule in checks:
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            return f"{name}[{index}] is {getattr(workload, name)[index]}, which {rule}"
+    return None
+
+
+def _load_npz(path: str | os.PathLike[str]) -> Workload:
+    with np.load(path, allow_pickle=False) as file:
+        for name in _ARRAYS:
+            if name not in file:
+                raise FileFormatError(f"{path}: {name} is missing; a workload has {', '.join(_ARRAYS)}")
+        arrays = {name: file[name] for name in _ARRAYS}
+    kinds = {"arrival_s": "f", "model": "iu", "model_names": "U", "slo_s": "f"}
+    for name, kind in kinds.items():
+        if arrays[name].dtype.kind not in kind:
+            raise FileFormatError(f"{path}: {name} has dtype {arrays[name].dtype}, but must be of kind {kind!r}")
+    return Workload(
+        arrival_s=arrays["arrival_s"],
+        model=arrays["model"],
+        model_names=tuple(arrays["model_names"].tolist()),
+        slo_s=arrays["slo_s"],
+    )
+
+
+def _load_csv(path: str | os.PathLike[str]) -> Workload:
+    arrivals: list[float] = []
+    slos: list[float] = []
+    models: list[int] = []
+    index_of: dict[str, int] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, list[str]())
+        if header != ["arrival_s", "model", "slo_s"]:
+            raise FileFormatError(f"{path}: line 1 is {','.join(header)!r}, but must be 'arrival_s,model,slo_s'")
+        for row in reader:
+            try:
+                arrival, name, slo = row
+                arrivals.append(float(arrival))
+                slos.append(float(slo))
+            except ValueError as error:
+                raise FileFormatError(f"{path}: line {reader.line_num} is not number,name,number: {row}") from error
+            models.append(index_of.setdefault(name, len(index_of)))
+    return Workload(
+        arrival_s=np.array(arrivals, np.float64),
+        model=np.array(models, np.int32),
+        model_names=tuple(index_of),
+        slo_s=np.array(slos, np.float64),
+    )

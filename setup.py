@@ -1,0 +1,47 @@
+"""Package metadata. Tool configuration lives in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEMO = ["safetensors>=0.4", "tokenizers>=0.20"]
+TEST = [*DEMO, "hypothesis>=6.100", "pytest>=8.2"]
+DOCS = ["pdoc>=15"]
+# pyright[nodejs] brings Node.js as a wheel; without it pyright downloads one at its first run.
+DEV = [*TEST, *DOCS, "pre-commit>=4", "pyright[nodejs]>=1.1.380", "ruff>=0.12"]
+
+setup(
+    name="jaxserve",
+    version="0.1.0",
+    description="Serve many Flax models on few accelerators within latency deadlines",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["jaxserve", "jaxserve.*"]),
+        *find_packages(where="kernels", include=["jaxserve_kernels", "jaxserve_kernels.*"]),
+    ],
+    package_dir={"jaxserve": "jaxserve", "jaxserve_kernels": "kernels/jaxserve_kernels"},
+    package_data={"jaxserve": ["py.typed"], "jaxserve_kernels": ["py.typed"]},
+    install_requires=[
+        "click>=8.1",
+        "flax>=0.10",
+        "jax>=0.6",
+        "msgpack>=1.0.8",
+        "numpy>=2.0",
+        "rich>=13",
+        "uvloop>=0.21; platform_system != 'Windows'",
+    ],
+    extras_require={"demo": DEMO, "test": TEST, "docs": DOCS, "dev": DEV},
+    entry_points={"console_scripts": ["jaxserve = jaxserve.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

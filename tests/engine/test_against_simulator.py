@@ -1,0 +1,231 @@
+"""The engine on a jumping clock against the reference simulator: equal decisions, at equal times, in random cases."""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxserve.cluster import EmulatedCluster
+from jaxserve.engine import Engine
+from jaxserve.errors import (
+    DeadlineExceeded,
+    DeadlineRefused,
+    GroupFailed,
+    InferenceError,
+    ModelFailed,
+    RequestCancelled,
+)
+from jaxserve.model import Model, TensorSpec
+from jaxserve.plan import Group, Placement, Profile, Profiles
+from jaxserve.request import Done, FailReason, Outcome, Rejected, Request
+from jaxserve.scheduling import Scheduler
+from jaxserve.simulator import Answer, Reference
+from tests.jumping_loop import run, until
+
+BATCH_SIZES = (1, 2)
+MODELS = [
+    Model.from_function(
+        f"m{index}", lambda x: x, inputs={"x": TensorSpec(("batch", 2), "float32")}, batch_sizes=BATCH_SIZES
+    )
+    for index in range(3)
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One request of a case."""
+
+    arrival_s: float
+    model: int
+    batch_size: int
+    slo_s: float
+    cancel_s: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Groups, models on them, calls, and what goes wrong."""
+
+    groups: tuple[Group, ...]
+    profiles: Profiles
+    calls: tuple[Call, ...]
+    stretch: tuple[float, ...]  # of request i on stage k: entry (i + k) modulo its length
+    raises: frozenset[tuple[int, int]]  # (request, stage)
+    lost: tuple[tuple[float, int], ...]  # (time, group)
+    overhead_s: float
+
+    def stage_time(self, request: Request, group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
+        stretch = self.stretch[(request.id + stage) % len(self.stretch)]
+        return profiled_s * stretch, (request.id, stage) in self.raises
+
+    def events(self) -> list[tuple[float, int, int]]:
+        """(time, kind, index) in the order in which a driver tells them: losses, cancellations, arrivals."""
+        events = [(at_s, 0, index) for index, (at_s, _) in enumerate(self.lost)]
+        events += [(call.cancel_s, 1, index) for index, call in enumerate(self.calls) if call.cancel_s is not None]
+        events += [(call.arrival_s, 2, index) for index, call in enumerate(self.calls)]
+        return sorted(events)
+
+
+# Grids make ties; fractions that are no sums of powers of two make rounding.
+TIMES = st.one_of(st.integers(0, 40).map(lambda tick: tick / 4), st.integers(0, 100).map(lambda tick: tick / 9.7))
+LATENCIES = st.sampled_from((0.0, 0.25, 0.5, 1.0, 0.1, 1 / 3, 0.7))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    groups: list[Group] = []
+    rows: dict[tuple[int, int, int], Profile] = {}
+    for index in range(draw(st.integers(1, 3))):
+        stages = draw(st.integers(1, 3))
+        held = draw(st.sets(st.integers(0, len(MODELS) - 1), min_size=1))
+        devices = tuple(range(index * 4, index * 4 + stages))
+        groups.append(Group(inter_op=stages, devices=devices, models=tuple(f"m{model}" for model in sorted(held))))
+        for model in held:
+            for batch_size in BATCH_SIZES:
+                key = (model, stages, batch_size)
+                rows[key] = rows.get(key) or _row(
+                    stages, batch_size, draw(st.lists(LATENCIES, min_size=stages, max_size=stages))
+                )
+    models = {f"m{model}": tuple(row for key, row in rows.items() if key[0] == model) for model in range(len(MODELS))}
+    calls = draw(st.lists(_calls(), min_size=1, max_size=25))
+    calls.sort(key=lambda call: call.arrival_s)
+    return Case(
+        groups=tuple(groups),
+        profiles=Profiles(device_kind="test", memory_bytes=1.0, models=models),
+        calls=tuple(calls),
+        stretch=draw(st.sampled_from(((1.0,), (1.0,), (0.5, 1.0), (1.0, 1.5, 0.1), (2.0, 1.0, 1.0, 3.0)))),
+        raises=draw(st.frozensets(st.tuples(st.integers(0, 24), st.integers(0, 2)), max_size=4)),
+        lost=tuple(draw(st.lists(st.tuples(TIMES, st.integers(0, len(groups) - 1)), max_size=1))),
+        overhead_s=draw(st.sampled_from((0.0, 0.011))),
+    )
+
+
+def _row(stages: int, batch_size: int, latency_s: Sequence[float]) -> Profile:
+    nothing = (0.0,) * stages
+    return Profile(
+        intra_op=1,
+        inter_op=stages,
+        batch_size=batch_size,
+        stage_latency_s=tuple(latency_s),
+        stage_weight_bytes=nothing,
+        stage_activation_bytes=nothing,
+    )
+
+
+@st.composite
+def _calls(draw: st.DrawFn) -> Call:
+    arrival_s = draw(TIMES)
+    patience = draw(st.one_of(st.none(), st.none(), st.integers(0, 8).map(lambda tick: tick / 4)))
+    return Call(
+        arrival_s=arrival_s,
+        model=draw(st.integers(0, len(MODELS) - 1)),
+        batch_size=draw(st.sampled_from(BATCH_SIZES)),
+        slo_s=draw(st.sampled_from((0.25, 0.5, 1.0, 1.1, 2.0, 4.0, math.inf))),
+        cancel_s=None if patience is None else arrival_s + patience,
+    )
+
+
+def by_reference(case: Case) -> dict[int, Answer]:
+    scheduler = Scheduler(overhead_s=case.overhead_s)
+    latencies: dict[tuple[int, str], Any] = {}
+    for group in case.groups:
+        index = scheduler.add_group(group.inter_op)
+        for name in group.models:
+            rows = {
+                row.batch_size: row.stage_latency_s for row in case.profiles.models[name] if row.config == group.config
+            }
+            latencies[index, name] = tuple(rows[size] for size in BATCH_SIZES)
+            scheduler.place(index, name, latencies[index, name])
+    driver = Reference(scheduler, latency_s=lambda group, model: latencies[group, model], stage_time=case.stage_time)
+    for at_s, kind, index in case.events():
+        if kind == 0:
+            driver.fail_group(case.lost[index][1], at_s)
+        elif kind == 1:
+            driver.cancel(index, at_s)
+        else:
+            call = case.calls[index]
+            bucket = BATCH_SIZES.index(call.batch_size)
+            driver.arrive(Request(id=index, model=f"m{call.model}", bucket=bucket, arrival_s=at_s, slo_s=call.slo_s))
+    driver.drain()
+    return driver.answers
+
+
+async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
+    loop = asyncio.get_running_loop()
+    answers: dict[int, tuple[Any, float]] = {}
+    tickets: dict[int, int] = {}
+    cluster = EmulatedCluster(case.groups, case.profiles, stage_time=case.stage_time)
+    placed = {name for group in case.groups for name in group.models}
+    engine = Engine(
+        [model for model in MODELS if model.name in placed],
+        placement=Placement(groups=case.groups),
+        cluster=cluster,
+        clock=loop.time,
+        overhead_s=case.overhead_s,
+    )
+    async with engine:
+        answered = asyncio.Event()
+        for at_s, kind, index in case.events():
+            await until(at_s)
+            if kind == 0:
+                cluster.fail_group(case.lost[index][1], at_s)
+            elif kind == 1:
+                engine.cancel(tickets.get(index, -1))  # -1 where it is to be cancelled as it arrives
+            else:
+                call = case.calls[index]
+
+                def settle(result: Any, index: int = index) -> None:
+                    assert index not in answers, "settled twice"
+                    answers[index] = (result, loop.time())
+                    answered.set()
+
+                tickets[index] = engine.submit(
+                    f"m{call.model}", _inputs(index, call.batch_size), deadline_s=call.slo_s, on_settled=settle
+                )
+        while len(answers) < len(case.calls):
+            answered.clear()
+            await answered.wait()
+        status = engine.status()
+        assert status["in_flight"] == 0
+    return answers
+
+
+def _inputs(index: int, batch_size: int) -> dict[str, Any]:
+    return {"x": np.full((batch_size, 2), index, np.float32)}
+
+
+def _same(expected: Outcome, found: Any) -> bool:
+    kinds: dict[FailReason, type[InferenceError]] = {
+        FailReason.EXPIRED: DeadlineExceeded,
+        FailReason.CANCELLED: RequestCancelled,
+        FailReason.MODEL: ModelFailed,
+        FailReason.GROUP: GroupFailed,
+    }
+    if isinstance(expected, Done):
+        return isinstance(found, dict)
+    if isinstance(expected, Rejected):
+        # where no healthy group holds the model there is no prediction, and the error says so
+        return type(found) is (GroupFailed if expected.predicted_finish_s == math.inf else DeadlineRefused)
+    return type(found) is kinds[expected.reason]
+
+
+@settings(max_examples=2500, deadline=None, derandomize=True)
+@given(cases())
+def test_engine_decides_as_the_reference_does(case: Case) -> None:
+    placed = {name for group in case.groups for name in group.models}
+    case = dataclasses.replace(case, calls=tuple(call for call in case.calls if f"m{call.model}" in placed))
+    expected = by_reference(case)
+    found = run(by_engine(case))
+    assert found.keys() == expected.keys() == set(range(len(case.calls)))
+    for index, answer in expected.items():
+        result, at_s = found[index]
+        assert _same(answer.outcome, result), (index, answer, result)
+        assert at_s == pytest.approx(answer.at_s, abs=1e-9), (index, answer)
+        if isinstance(answer.outcome, Rejected) and isinstance(result, DeadlineRefused):
+            assert result.predicted_finish_s == answer.outcome.predicted_finish_s - case.calls[index].arrival_s
