@@ -1,0 +1,160 @@
+"""The scheduler, decision by decision."""
+
+import math
+
+import pytest
+
+from jaxserve.request import Done, Failed, FailReason, Rejected, Request
+from jaxserve.scheduling import Admitted, Scheduler
+
+
+def scheduler(*groups: tuple[float, ...], overhead_s: float = 0.0) -> Scheduler:
+    """One group for each tuple of stage latencies; all hold model "m"."""
+    made = Scheduler(overhead_s=overhead_s)
+    for latency_s in groups:
+        made.place(made.add_group(len(latency_s)), "m", (latency_s,))
+    return made
+
+
+def request(number: int, arrival_s: float = 0.0, slo_s: float = math.inf) -> Request:
+    return Request(id=number, model="m", arrival_s=arrival_s, slo_s=slo_s)
+
+
+def submit(made: Scheduler, number: int, arrival_s: float = 0.0, slo_s: float = math.inf) -> Admitted | Rejected:
+    return made.submit(request(number, arrival_s, slo_s), now_s=arrival_s)
+
+
+def test_a_pipeline_begins_the_next_request_as_its_first_stage_frees() -> None:
+    made = scheduler((1.0, 2.0))
+    assert submit(made, 0) == Admitted(0, 3.0, True)
+    assert submit(made, 1) == Admitted(0, 5.0, False)
+    step = made.stage_done(0, 0, 0, now_s=1.0)
+    assert step.outcome is None
+    assert step.begins == [(1, 0), (0, 1)]
+    assert made.stage_done(0, 0, 1, now_s=2.0).begins == []
+    step = made.stage_done(0, 1, 0, now_s=3.0)
+    assert step.outcome == Done(id=0, group=0, finish_s=3.0)
+    assert step.begins == [(1, 1)]
+    assert made.stage_done(0, 1, 1, now_s=5.0).outcome == Done(id=1, group=0, finish_s=5.0)
+    assert made.in_flight == ()
+
+
+def test_a_request_that_would_be_late_is_rejected_and_leaves_no_trace() -> None:
+    made = scheduler((1.0,), overhead_s=0.25)
+    assert submit(made, 0, slo_s=1.25) == Admitted(0, 1.25, True)
+    assert submit(made, 1, slo_s=2.0) == Rejected(id=1, predicted_finish_s=2.25)
+    assert submit(made, 2, slo_s=2.25) == Admitted(0, 2.25, False)
+
+
+def test_a_model_on_no_group_is_rejected() -> None:
+    assert submit(Scheduler(), 0) == Rejected(id=0, predicted_finish_s=math.inf)
+
+
+def test_the_group_whose_last_stage_frees_first_gets_the_request_and_the_lowest_on_a_tie() -> None:
+    made = scheduler((1.0,), (0.5,), (0.5,))
+    groups = [submit(made, number) for number in range(5)]
+    assert [decision.group for decision in groups if isinstance(decision, Admitted)] == [0, 1, 2, 1, 2]
+
+
+def test_time_that_a_cancelled_request_would_have_taken_is_given_back() -> None:
+    made = scheduler((1.0,))
+    for number in range(3):
+        submit(made, number)
+    assert made.cancel(1) == Failed(id=1, group=0, reason=FailReason.CANCELLED)
+    assert made.cancel(1) is None
+    assert submit(made, 3) == Admitted(0, 3.0, False)
+    assert made.stage_done(0, 0, 0, now_s=1.0).begins == [(0, 2)]
+
+
+def test_a_request_cancelled_on_a_stage_goes_no_further() -> None:
+    made = scheduler((1.0, 1.0))
+    submit(made, 0)
+    made.cancel(0)
+    assert submit(made, 1) == Admitted(0, 3.0, False)
+    step = made.stage_done(0, 0, 0, now_s=1.0)
+    assert step.outcome is None
+    assert step.begins == [(0, 1)]
+    assert made.groups[0].in_flight == 1
+
+
+def test_a_late_stage_moves_the_predictions_behind_it() -> None:
+    made = scheduler((1.0,))
+    submit(made, 0)
+    submit(made, 1)
+    assert submit(made, 2, arrival_s=1.5) == Admitted(0, 3.5, False)  # 0 is overdue: it may end now, no sooner
+    made.stage_done(0, 0, 0, now_s=2.0)
+    assert submit(made, 3, arrival_s=2.0) == Admitted(0, 5.0, False)
+
+
+def test_an_early_stage_too() -> None:
+    made = scheduler((1.0,))
+    submit(made, 0)
+    made.stage_done(0, 0, 0, now_s=0.5)
+    assert submit(made, 1, arrival_s=0.5) == Admitted(0, 1.5, True)
+
+
+def test_a_request_expires_after_its_deadline_and_not_at_it() -> None:
+    made = scheduler((1.0,))
+    submit(made, 0, slo_s=1.0)
+    assert made.next_deadline_s == 1.0
+    assert made.expire(now_s=1.0) == []
+    assert made.next_deadline_s == math.nextafter(1.0, 2.0)
+    assert made.expire(now_s=made.next_deadline_s) == [Failed(id=0, group=0, reason=FailReason.EXPIRED)]
+    assert made.next_deadline_s == math.inf
+    assert made.stage_done(0, 0, 0, now_s=2.0).outcome is None
+
+
+def test_a_model_that_raises_fails_its_request_alone() -> None:
+    made = scheduler((1.0, 1.0))
+    submit(made, 0)
+    submit(made, 1)
+    step = made.stage_done(0, 0, 0, now_s=1.0, failed=True)
+    assert step.outcome == Failed(id=0, group=0, reason=FailReason.MODEL)
+    assert step.begins == [(0, 1)]
+
+
+def test_a_lost_group_fails_what_is_inside_and_gets_nothing_until_it_is_restored() -> None:
+    made = scheduler((1.0,), (1.0,))
+    for number in range(4):
+        submit(made, number)
+    assert [failed.id for failed in made.fail_group(0, now_s=0.5)] == [0, 2]
+    assert submit(made, 4, arrival_s=0.5) == Admitted(1, 3.0, False)
+    made.fail_group(1, now_s=0.5)
+    assert submit(made, 5, arrival_s=0.5) == Rejected(id=5, predicted_finish_s=math.inf)
+    made.restore_group(0)
+    assert submit(made, 6, arrival_s=0.75) == Admitted(0, 1.75, True)
+
+
+def test_a_report_on_a_request_that_is_gone_is_ignored() -> None:
+    made = scheduler((1.0, 1.0))
+    submit(made, 0)
+    made.fail_group(0, now_s=0.5)
+    made.restore_group(0)
+    submit(made, 1, arrival_s=0.5)
+    assert made.stage_done(0, 0, 0, now_s=1.0).outcome is None
+    assert made.stage_done(0, 0, 1, now_s=1.5).begins == [(1, 1)]
+
+
+def test_a_withdrawn_model_gets_no_more_requests_but_what_is_inside_goes_on() -> None:
+    made = scheduler((1.0,))
+    submit(made, 0)
+    made.withdraw(0, "m")
+    assert isinstance(submit(made, 1), Rejected)
+    assert made.groups[0].holds("m")
+    assert made.stage_done(0, 0, 0, now_s=1.0).outcome == Done(id=0, group=0, finish_s=1.0)
+    assert not made.groups[0].holds("m")
+
+
+def test_settled_deadlines_do_not_pile_up() -> None:
+    made = scheduler((1e-6,))
+    for number in range(10_000):
+        submit(made, number, arrival_s=float(number), slo_s=1e9)
+        made.stage_done(0, 0, number, now_s=number + 1e-6)
+    assert len(made._deadlines) < 200
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_placing_again_replaces_the_latencies(replicas: int) -> None:
+    made = scheduler(*[(1.0,)] * replicas)
+    made.place(0, "m", ((0.25,),))
+    assert submit(made, 0) == Admitted(0, 0.25, True)

@@ -1,0 +1,96 @@
+"""What the simulator refuses, and its sums."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxserve.errors import ConfigError, PlacementError
+from jaxserve.plan import Fleet, FleetModel, Group, Placement, Profile, Profiles
+from jaxserve.simulator import simulate
+from jaxserve.workload import Workload
+
+ROW = Profile(
+    intra_op=1,
+    inter_op=2,
+    batch_size=1,
+    stage_latency_s=(1.0, 2.0),
+    stage_weight_bytes=(60.0, 40.0),
+    stage_activation_bytes=(0.0, 0.0),
+)
+PROFILES = Profiles(device_kind="test", memory_bytes=100.0, models={"p": (ROW,)})
+FLEET = Fleet(
+    devices=2,
+    devices_per_host=2,
+    memory_bytes=100.0,
+    models=(FleetModel(name="a", profile="p", slo_s=4.0), FleetModel(name="b", profile="p", slo_s=4.0)),
+)
+ONE = Placement(groups=(Group(inter_op=2, devices=(0, 1), models=("a",)),))
+
+
+def workload(*arrival_s: float, slo_s: float = 4.0, model: int = 0) -> Workload:
+    return Workload(
+        arrival_s=np.array(arrival_s),
+        model=np.full(len(arrival_s), model),
+        model_names=("a", "b"),
+        slo_s=np.full(len(arrival_s), slo_s),
+    )
+
+
+def test_sums() -> None:
+    result = simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=workload(0.0, 0.5, 1.0))
+    # the first ends at 3; the second would end at 5, after 4.5 s; the third at 5, after 4 s: just in time
+    np.testing.assert_array_equal(result.finish_s, [3.0, np.nan, 5.0])
+    np.testing.assert_array_equal(result.outcome, [0, 1, 0])
+    np.testing.assert_array_equal(result.group, [0, -1, 0])
+    summary = result.to_json()
+    assert summary["latency_mean_s"] == 3.5
+    assert summary["slo_attainment"] == pytest.approx(2 / 3)
+    assert summary["per_model"] == {
+        "a": {"requests": 3, "slo_attainment": pytest.approx(2 / 3)},
+        "b": {"requests": 0, "slo_attainment": 1.0},
+    }
+    assert summary["per_group"] == [{"requests": 2, "utilization": pytest.approx(6 / 2 / 5)}]
+
+
+def test_a_model_on_no_group_is_rejected() -> None:
+    result = simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=workload(0.0, model=1))
+    assert result.to_json()["rejected"] == 1
+
+
+def test_an_empty_workload() -> None:
+    summary = simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=workload()).to_json()
+    assert summary["requests"] == 0
+    assert summary["slo_attainment"] == 1.0
+    assert summary["latency_p99_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        (Group(inter_op=2, devices=(0, 2), models=("a",)), "group 0 uses device 2, but the fleet's cluster has 2"),
+        (Group(inter_op=2, devices=(0, 1), models=("z",)), "group 0 holds 'z', which is not in the fleet"),
+        (Group(devices=(0,), models=("a",)), r"holds 'a' as \(1, 1\), but its profile 'p' has no such row.*\(1, 2\)"),
+        (Group(inter_op=2, devices=(0, 1), models=("a", "b")), "needs 120 bytes of weights on each device of stage 0"),
+    ],
+)
+def test_placements_that_do_not_fit(group: Group, problem: str) -> None:
+    with pytest.raises(PlacementError, match=problem):
+        simulate(profiles=PROFILES, fleet=FLEET, placement=Placement(groups=(group,)), workload=workload(0.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"dispatch": "best"}, "dispatch is 'best'.*alpaserve"), ({"overhead_s": -1.0}, "overhead_s is -1.0")],
+)
+def test_options_that_make_no_sense(options: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=workload(0.0), **options)  # type: ignore[arg-type]
+
+
+def test_the_longest_row_counts() -> None:
+    longer = dataclasses.replace(ROW, length=512, stage_latency_s=(2.0, 2.0))
+    shorter = dataclasses.replace(ROW, length=16)
+    profiles = dataclasses.replace(PROFILES, models={"p": (shorter, longer)})
+    result = simulate(profiles=profiles, fleet=FLEET, placement=ONE, workload=workload(0.0))
+    assert result.finish_s[0] == 4.0
