@@ -43,7 +43,7 @@ from jaxserve.errors import (
     RequestCancelled,
 )
 from jaxserve.metrics import GroupMetrics, ModelMetrics
-from jaxserve.model import Model
+from jaxserve.model import Model, TensorSpec
 from jaxserve.plan import Group, Placement
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
 from jaxserve.scheduling import DISPATCHES, Scheduler
@@ -92,7 +92,7 @@ class Engine:
         models: Iterable[Model] = (),
         *,
         placement: Placement | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         cluster: Cluster | None = None,
         dispatch: str = "alpaserve",
         overhead_s: float = 0.0,
@@ -127,6 +127,7 @@ class Engine:
         self._models: dict[str, Model] = {}
         self._metrics: dict[str, ModelMetrics] = {}
         self._groups_of: dict[str, list[int]] = {}
+        self._latency_s: dict[str, float] = {}
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._accepting = False
@@ -193,16 +194,19 @@ class Engine:
             if model.name in self._models:
                 raise ModelError(f"a model named {model.name!r} is loaded; unload it first, or choose another name")
             placed: list[int] = []
+            fastest_s = math.inf
             try:
                 for group in self._groups_for(model):
                     latencies = host_latencies(model) if model.on_host else await self._cluster.load(group, model)
                     placed.append(group)
                     self._scheduler.place(group, model.name, latencies)
+                    fastest_s = min(fastest_s, sum(latencies[0]))
             except BaseException:
                 for group in placed:
                     await self._withdraw(group, model)
                 raise
             self._groups_of[model.name] = placed
+            self._latency_s[model.name] = fastest_s
             self._metrics[model.name] = ModelMetrics()
             self._models[model.name] = model
 
@@ -218,7 +222,7 @@ class Engine:
             await self._until(lambda: all(pending.model is not model for pending in self._pending.values()))
             for group in self._groups_of.pop(name):
                 await self._withdraw(group, model)
-            del self._metrics[name]
+            del self._metrics[name], self._latency_s[name]
 
     async def _withdraw(self, group: int, model: Model) -> None:
         self._scheduler.withdraw(group, model.name)
@@ -331,7 +335,7 @@ class Engine:
                 self._settle(ticket, error)
             else:
                 metrics.failed += 1
-                self._settle(ticket, error if isinstance(error, ModelFailed) else _model_failed(model, error))
+                self._settle(ticket, _model_failed(model, error))
 
         self._pending[ticket] = pending
         if pending.slo_s < math.inf:
@@ -417,6 +421,7 @@ class Engine:
     def _postprocess(self, ticket: int, job: Job) -> None:
         assert self._loop is not None
         model, outputs = job.model, job.outputs
+        assert outputs is not None
 
         def done(work: asyncio.Future[Outputs]) -> None:
             pending = self._pending.get(ticket)
@@ -431,8 +436,7 @@ class Engine:
                 metrics.failed += 1
                 self._settle(ticket, _model_failed(model, error))
 
-        assert model.postprocess is not None
-        work = self._loop.run_in_executor(self._threads(), model.postprocess, outputs)
+        work = self._loop.run_in_executor(self._threads(), model.finish, outputs, job.sizes)
         work.add_done_callback(done)
 
     # ---------------------------------------------------------------------------------------------------------- time
@@ -543,24 +547,29 @@ class Engine:
         }
 
     def describe(self) -> list[dict[str, Any]]:
-        """What each model takes and returns."""
+        """What each model takes and returns, as plain values.
+
+        `latency_s` is what the smallest bucket takes on an idle group, on the fastest of the model's groups.
+        """
         return [
             {
                 "name": model.name,
-                "inputs": {
-                    name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in model.accepts.items()
-                },
-                "outputs": {
-                    name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in model.returns.items()
-                },
+                "accepts": {name: _plain(spec) for name, spec in model.accepts.items()},
+                "returns": {name: _plain(spec) for name, spec in model.returns.items()},
                 "batch_sizes": sorted({bucket.batch_size for bucket in model.buckets}),
                 "deadline_s": model.deadline_s,
+                "latency_s": self._latency_s[model.name],
+                "groups": [group for group in self._groups_of[model.name] if group != self._host_group],
             }
             for model in self._models.values()
         ]
 
 
-def default_placement(models: Sequence[Model], devices: Sequence[jax.Device]) -> Placement:
+def _plain(spec: TensorSpec) -> dict[str, Any]:
+    return {"shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def default_placement(models: Sequence[Model], devices: Sequence[Any]) -> Placement:
     """One group for each device, each with every model; or, where they do not all fit, each model where most is free.
 
     Raises:
@@ -584,7 +593,7 @@ def default_placement(models: Sequence[Model], devices: Sequence[jax.Device]) ->
     return Placement(groups=tuple(Group(devices=(index,), models=tuple(names)) for index, names in enumerate(held)))
 
 
-def _memory_bytes(device: jax.Device) -> float:
+def _memory_bytes(device: Any) -> float:
     """What a device may hold of weights: nine tenths of its memory; no limit where it does not say."""
     stats = device.memory_stats()
     return 0.9 * stats["bytes_limit"] if stats and "bytes_limit" in stats else math.inf
@@ -623,7 +632,9 @@ def _prepare(model: Model, inputs: Mapping[str, Any]) -> _Prepared:
     return arrays, sizes, model.bucket_index(sizes)
 
 
-def _model_failed(model: Model, error: BaseException) -> ModelFailed:
+def _model_failed(model: Model, error: BaseException) -> InferenceError:
+    if isinstance(error, InferenceError):
+        return error
     failed = ModelFailed(
         f"model {model.name!r} raised {type(error).__name__} on this request: {error}", model=model.name
     )

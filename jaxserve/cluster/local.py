@@ -1,9 +1,9 @@
 """Groups in this process: real stages on the devices that jax has, one thread for each stage.
 
 A job enters at stage 0 when the engine says so; from there the threads of its group hand it on by themselves, so no
-stage waits for the event loop. Each end of a stage is reported to the loop as it happens. A job that nobody waits for any
-more is run no further; every stage that was given a job reports its end all the same, so the scheduler never waits for a
-report that does not come.
+stage waits for the event loop. Each end of a stage is reported to the loop as it happens. A job that nobody waits for
+any more is run no further; every stage that was given a job reports its end all the same, so the scheduler never waits
+for a report that does not come.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -19,7 +20,8 @@ from jaxserve.cluster.seam import Job, Listener
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.plan import Group, ParallelConfig, Profile
-from jaxserve.runtime import Pipeline, Values, load
+from jaxserve.runtime import Pipeline, load
+from jaxserve.runtime.pipeline import Values
 from jaxserve.scheduling import Latencies
 
 Progress = Callable[[str], None]
@@ -39,7 +41,7 @@ class LocalCluster:
         self,
         groups: Sequence[Group],
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,7 +95,7 @@ class _LocalGroup:
     """One group: its pipelines by model, its threads, an inbox for each."""
 
     def __init__(
-        self, index: int, config: ParallelConfig, devices: Sequence[jax.Device], clock: Callable[[], float]
+        self, index: int, config: ParallelConfig, devices: Sequence[Any], clock: Callable[[], float]
     ) -> None:
         self._index = index
         self._config = config
@@ -110,7 +112,10 @@ class _LocalGroup:
         def ended(stage: int, job: Job) -> None:
             listener.stage_ended(index, stage, job, clock())
 
-        self._report = lambda stage, job: loop.call_soon_threadsafe(ended, stage, job)
+        def report(stage: int, job: Job) -> None:
+            loop.call_soon_threadsafe(ended, stage, job)
+
+        self._report = report
         for stage in range(self._config.inter_op):
             name = f"jaxserve-group{index}-stage{stage}"
             thread = threading.Thread(target=self._serve, args=(stage,), name=name, daemon=True)
@@ -118,8 +123,11 @@ class _LocalGroup:
             self._threads.append(thread)
 
     def load(self, model: Model, progress: Progress | None) -> tuple[Profile, ...]:
-        told = None if progress is None else lambda text: progress(f"group {self._index}: {text}")
-        pipeline = load(model, self._config, self._devices, progress=told)
+        def report(what: str, done: int, total: int) -> None:
+            if progress is not None:
+                progress(f"{model.name} on group {self._index}: {what} {done} of {total}")
+
+        pipeline = load(model, self._config, self._devices, progress=report)
         self._pipelines[model.name] = pipeline
         return pipeline.profiles
 
@@ -172,7 +180,7 @@ class _LocalGroup:
         return None
 
 
-def _pick(index: int, wanted: Sequence[int], available: Sequence[jax.Device]) -> list[jax.Device]:
+def _pick(index: int, wanted: Sequence[int], available: Sequence[Any]) -> list[Any]:
     beyond = [device for device in wanted if device >= len(available)]
     if beyond:
         raise PlacementError(

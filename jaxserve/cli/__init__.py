@@ -1,0 +1,5 @@
+"""The commands: `jaxserve demo | serve | profile | simulate | status`."""
+
+from jaxserve.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,230 @@
+"""`jaxserve demo`: four models on shared groups of fake CPU devices, under bursty traffic."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import numpy as np
+from rich.live import Live
+
+from jaxserve.cli.devices import use_cpu_devices
+from jaxserve.cli.serve import check_address, loaded_in, until_stopped, warn_of_reserved
+from jaxserve.cli.show import print_json, print_table, status_tables, stderr, telling
+from jaxserve.cli.signals import StopSignals
+from jaxserve.client import AsyncClient
+from jaxserve.config import cache_directory
+from jaxserve.engine import Engine
+from jaxserve.errors import ConfigError, InferenceError
+from jaxserve.models import gpt, minilm, moe, vit
+from jaxserve.plan import Group, Placement
+from jaxserve.protocols.loop import loop_factory
+from jaxserve.runtime import enable_compilation_cache
+from jaxserve.server import NativeServer
+from jaxserve.workload import Workload, gamma, merge
+
+DEFAULT_PORT = 8500
+DEVICES = 4
+CV = 4.0
+LOAD = 0.35
+"""Share of the machine's time that the traffic asks for, over all models."""
+SLO_SCALE = 8.0
+SMALLEST_SLO_S = 0.05
+SENTENCES = (
+    "A cat sleeps on the warm sofa.",
+    "The kitten naps on the couch.",
+    "Deadlines decide which requests are worth running.",
+    "A server should refuse early what it cannot finish in time.",
+    "The orchestra tuned before the concert began.",
+    "Rain is expected over the mountains tonight.",
+)
+
+Inputs = dict[str, Any]
+MakeInputs = Callable[[np.random.Generator], Inputs]
+
+
+def _text(rng: np.random.Generator) -> Inputs:
+    return {"text": [SENTENCES[rng.integers(len(SENTENCES))]]}
+
+
+def _tokens(rng: np.random.Generator) -> Inputs:
+    length = int(rng.integers(8, 33))
+    return {
+        "input_ids": rng.integers(0, 100, (1, length), dtype=np.int32),
+        "attention_mask": np.ones((1, length), np.int32),
+    }
+
+
+def _image(rng: np.random.Generator) -> Inputs:
+    return {"image": rng.random((1, 32, 32, 3), dtype=np.float32)}
+
+
+MAKE_INPUTS: dict[str, MakeInputs] = {"minilm": _text, "gpt": _tokens, "moe": _tokens, "vit": _image}
+
+
+@dataclasses.dataclass(slots=True)
+class Traffic:
+    """What the demo's client saw, by model."""
+
+    sent: Counter[str] = dataclasses.field(default_factory=Counter[str])
+    answered: Counter[str] = dataclasses.field(default_factory=Counter[str])
+    errors: Counter[str] = dataclasses.field(default_factory=Counter[str])
+
+
+@click.command("demo")
+@click.option("--keep", is_flag=True, help="Stay and serve after the traffic, until SIGTERM or Ctrl-C.")
+@click.option("--port", type=int, help=f"Port of the native protocol: {DEFAULT_PORT}, or a free one if that is taken.")
+@click.option("--http-port", type=int, metavar="N", help="Reserved: HTTP is not served yet.")
+@click.option("--grpc-port", type=int, metavar="N", help="Reserved: gRPC is not served yet.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long the traffic lasts.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the traffic.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def command(
+    keep: bool,
+    port: int | None,
+    http_port: int | None,
+    grpc_port: int | None,
+    seconds: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Serve MiniLM, a GPT, a mixture of experts and a ViT on two groups of fake CPU devices that they share.
+
+    A client in the same process sends them bursts. Each request has a deadline; what cannot make it is refused at once.
+    """
+    if not 0 < seconds < 3600:
+        raise ConfigError(f"--seconds is {seconds}, but must be between 0 and 3600")
+    warn_of_reserved(http_port, grpc_port)
+    port = _port(port)
+    use_cpu_devices(DEVICES)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            report = runner.run(_demo(port, keep=keep, seconds=seconds, seed=seed))
+        except asyncio.CancelledError:
+            stderr.print("stopped")
+            return
+    if as_json:
+        print_json(report)
+    else:
+        print_table(status_tables(report["status"], rates=report["rates"]))
+        click.echo(report["closest"])
+
+
+async def _demo(port: int, *, keep: bool, seconds: float, seed: int) -> dict[str, Any]:
+    signals = StopSignals()
+    cache = enable_compilation_cache(cache_directory() / "programs")
+    began_s = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        with telling("loading") as tell:
+            models = [minilm(directory=cache_directory()), gpt(), moe(), vit()]
+            engine = Engine(models, placement=_placement(), progress=tell)
+            await stack.enter_async_context(engine)
+        load_s = time.monotonic() - began_s
+        server = await stack.enter_async_context(NativeServer(engine, port=port))
+        address = server.addresses[0]
+        stderr.print(loaded_in(load_s, cache), markup=False)
+        stderr.print(f"serving {', '.join(MAKE_INPUTS)} on {address}", markup=False)
+        async with AsyncClient(address) as client:
+            closest = await _closest(client)
+            workload = _workload(await client.models(), seconds=seconds, rng=np.random.default_rng(seed))
+            traffic = Traffic()
+            with _live(engine):
+                await _send(client, workload, traffic, np.random.default_rng(seed + 1))
+        report = {
+            "load_s": load_s,
+            "programs_compiled": cache.misses,
+            "programs_cached": cache.hits,
+            "seconds": seconds,
+            "rates": {name: count / seconds for name, count in traffic.sent.items()},
+            "sent": dict(traffic.sent),
+            "answered": dict(traffic.answered),
+            "errors": dict(traffic.errors),
+            "closest": closest,
+            "status": engine.status(),
+        }
+        if keep:
+            stderr.print(f"traffic over; still serving on {address}: Ctrl-C ends it", markup=False)
+            await until_stopped(server, signals, grace_s=5.0)
+    signals.close()
+    return report
+
+
+def _placement() -> Placement:
+    """Two groups of two stages; both hold every model."""
+    names = tuple(MAKE_INPUTS)
+    return Placement(groups=tuple(Group(inter_op=2, devices=(2 * i, 2 * i + 1), models=names) for i in range(2)))
+
+
+def _port(asked: int | None) -> int:
+    """The port to listen on: the one asked for; else the default, or any other where something listens there."""
+    if asked is not None:
+        check_address("127.0.0.1", asked)
+        return asked
+    try:
+        check_address("127.0.0.1", DEFAULT_PORT)
+    except ConfigError:
+        stderr.print(f"port {DEFAULT_PORT} is taken; using a free one", markup=False)
+        return 0
+    return DEFAULT_PORT
+
+
+def _workload(models: list[dict[str, Any]], *, seconds: float, rng: np.random.Generator) -> Workload:
+    """Bursts for each model: a Gamma process of CV 4, each model asking for the same share of the machine."""
+    latency_s = {model["name"]: model["latency_s"] for model in models}
+    names = [name for name in MAKE_INPUTS if name in latency_s]
+    rates = [LOAD / len(names) / latency_s[name] for name in names]
+    return merge(
+        [gamma(rate=rate, cv=CV, duration_s=seconds, rng=rng) for rate in rates],
+        model_names=names,
+        slo_s=[max(SLO_SCALE * latency_s[name], SMALLEST_SLO_S) for name in names],
+    )
+
+
+async def _send(client: AsyncClient, workload: Workload, traffic: Traffic, rng: np.random.Generator) -> None:
+    """Sends every request when it is due, whether or not earlier ones were answered."""
+    loop = asyncio.get_running_loop()
+
+    async def call(name: str, slo_s: float) -> None:
+        traffic.sent[name] += 1
+        try:
+            await client.infer(name, MAKE_INPUTS[name](rng), deadline_s=slo_s)
+            traffic.answered[name] += 1
+        except InferenceError as error:
+            traffic.errors[error.code] += 1
+
+    began_s = loop.time()
+    models: list[int] = workload.model.tolist()
+    async with asyncio.TaskGroup() as tasks:
+        for arrival_s, model, slo_s in zip(workload.arrival_s.tolist(), models, workload.slo_s.tolist(), strict=True):
+            ahead_s = began_s + arrival_s - loop.time()
+            if ahead_s > 0:
+                await asyncio.sleep(ahead_s)
+            tasks.create_task(call(workload.model_names[model], slo_s))
+
+
+async def _closest(client: AsyncClient) -> str:
+    """Which two of the sentences mean most nearly the same, by their embeddings."""
+    found = await client.infer("minilm", {"text": list(SENTENCES)})
+    embedding = found["embedding"]
+    similarity = embedding @ embedding.T - 2 * np.eye(len(SENTENCES))
+    first, second = np.unravel_index(int(similarity.argmax()), similarity.shape)
+    return (
+        f"closest in meaning (cosine {similarity[first, second]:.2f}): {SENTENCES[first]!r} and {SENTENCES[second]!r}"
+    )
+
+
+@contextlib.contextmanager
+def _live(engine: Engine) -> Iterator[None]:
+    """Shows the engine's status, four times a second, on a terminal."""
+    if not stderr.is_terminal:
+        stderr.print("sending bursts ...")
+        yield
+        return
+    with Live(
+        get_renderable=lambda: status_tables(engine.status()), console=stderr, refresh_per_second=4, transient=True
+    ):
+        yield

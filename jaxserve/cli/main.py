@@ -1,0 +1,73 @@
+"""Arguments in, exit code out: 0 done; 1 it ran and failed; 2 the arguments or the files are wrong."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from jaxserve.errors import ConfigError, FileFormatError, JaxserveError, MissingExtra, ModelError, PlacementError
+
+_COMMANDS = {
+    "demo": "Serve four models on fake CPU devices under bursty traffic.",
+    "profile": "Measure models and write a profiles file.",
+    "serve": "Serve models over the network.",
+    "simulate": "Say what would become of a workload under a placement.",
+    "status": "Show what a running server does.",
+}
+_MISUSE = (ConfigError, FileFormatError, MissingExtra, ModelError, PlacementError)
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is called, so that `jaxserve status` does not wait for jax."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return importlib.import_module(f"jaxserve.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.version_option(package_name="jaxserve")
+def commands() -> None:
+    """Serve many Flax models on few accelerators within latency deadlines."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        return commands.main(list(arguments), prog_name="jaxserve", standalone_mode=False) or 0
+    except click.ClickException as error:
+        _say(f"{error.format_message()} (see {_help_of(error)})")
+        return 2
+    except _MISUSE as error:
+        _say(str(error))
+        return 2
+    except JaxserveError as error:
+        _say(str(error))
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return 130
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _help_of(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"`{context.command_path if context is not None else 'jaxserve'} --help`"
+
+
+def _say(problem: str) -> None:
+    """One line on standard error, whatever the message holds."""
+    print("jaxserve: " + " ".join(problem.split()), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,82 @@
+"""`jaxserve simulate`: what would become of a workload under a placement."""
+
+import io
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.table import Table
+
+from jaxserve.cli.show import milliseconds, percent, print_json, print_table
+from jaxserve.errors import ConfigError
+from jaxserve.plan import Fleet, Placement, Profiles, write_bytes
+from jaxserve.scheduling import DISPATCHES
+from jaxserve.simulator import SimulationResult, simulate
+from jaxserve.workload import Workload
+
+
+@click.command("simulate")
+@click.option("--profiles", type=Path, required=True, metavar="FILE", help="A jaxserve-profiles/1 file.")
+@click.option("--fleet", type=Path, required=True, metavar="FILE", help="A jaxserve-fleet/1 file.")
+@click.option("--placement", type=Path, required=True, metavar="FILE", help="A jaxserve-placement/1 file.")
+@click.option("--workload", type=Path, required=True, metavar="FILE", help="An .npz or .csv workload.")
+@click.option("--dispatch", default="alpaserve", help=f"How a group is chosen: {', '.join(DISPATCHES)}.")
+@click.option("--overhead-s", default=0.0, help="Seconds that an answer costs beyond its stages.")
+@click.option("--max-batch", default=1, help="Largest batch that requests are merged into; only 1 so far.")
+@click.option("--engine", type=click.Choice(["reference"]), default="reference", help="Which simulator.")
+@click.option("--per-request", type=Path, metavar="OUT.npz", help="Where to write what became of each request.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    profiles: Path,
+    fleet: Path,
+    placement: Path,
+    workload: Path,
+    dispatch: str,
+    overhead_s: float,
+    max_batch: int,
+    engine: str,
+    per_request: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what would become of a workload under a placement."""
+    if max_batch != 1:
+        raise ConfigError(f"--max-batch is {max_batch}, but requests are not merged into batches yet; leave it at 1")
+    result = simulate(
+        profiles=Profiles.load(profiles),
+        fleet=Fleet.load(fleet),
+        placement=Placement.load(placement),
+        workload=Workload.load(workload),
+        dispatch=dispatch,
+        overhead_s=overhead_s,
+    )
+    if per_request is not None:
+        data = io.BytesIO()
+        np.savez(data, finish_s=result.finish_s, group=result.group, outcome=result.outcome)
+        try:
+            write_bytes(per_request, data.getvalue())
+        except OSError as error:
+            raise ConfigError(f"--per-request {per_request} cannot be written: {error}") from error
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_table(_table(result))
+
+
+def _table(result: SimulationResult) -> Table:
+    summary = result.to_json()
+    table = Table(title=f"{summary['requests']} requests, SLO attainment {percent(result.slo_attainment)}")
+    table.add_column("model")
+    table.add_column("requests", justify="right")
+    table.add_column("SLO attainment", justify="right")
+    per_model = summary["per_model"]
+    assert isinstance(per_model, dict)
+    for name, counted in per_model.items():
+        table.add_row(name, str(counted["requests"]), percent(counted["slo_attainment"]))
+    table.caption = ", ".join(
+        [
+            *(f"{key} {summary[key]}" for key in ("served", "rejected", "late")),
+            f"p50 {milliseconds(summary['latency_p50_s'])} ms",  # type: ignore[arg-type]
+            f"p99 {milliseconds(summary['latency_p99_s'])} ms",  # type: ignore[arg-type]
+        ]
+    )
+    return table

@@ -1,0 +1,364 @@
+"""The engine's promises: every request is settled, once, on every exit. On emulated groups and a jumping clock."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxserve.cluster import EmulatedCluster, emulated_outputs
+from jaxserve.engine import Engine
+from jaxserve.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    DeadlineRefused,
+    EngineStopped,
+    GroupFailed,
+    InferenceError,
+    InvalidInput,
+    ModelError,
+    ModelFailed,
+    ModelNotFound,
+    PlacementError,
+)
+from jaxserve.model import Model, TensorSpec
+from jaxserve.plan import Group, Placement, Profile, Profiles, Segment
+from jaxserve.request import Request
+from tests.jumping_loop import run, until
+
+X = np.arange(4, dtype=np.float32).reshape(1, 4)
+
+
+def model(name: str = "m", **options: Any) -> Model:
+    return Model.from_function(
+        name,
+        lambda x: {"double": 2 * x, "sum": x.sum(-1)},
+        inputs={"x": TensorSpec(("batch", 4), "float32")},
+        batch_sizes=(1, 2),
+        **options,
+    )
+
+
+def profiles(*stage_latency_s: float, names: tuple[str, ...] = ("m", "n")) -> Profiles:
+    nothing = (0.0,) * len(stage_latency_s)
+    rows = tuple(
+        Profile(
+            intra_op=1,
+            inter_op=len(stage_latency_s),
+            batch_size=batch_size,
+            stage_latency_s=stage_latency_s,
+            stage_weight_bytes=nothing,
+            stage_activation_bytes=nothing,
+        )
+        for batch_size in (1, 2)
+    )
+    return Profiles(device_kind="test", memory_bytes=0.0, models=dict.fromkeys(names, rows))
+
+
+StageTime = Callable[[Request, int, int, float], tuple[float, bool]]
+
+
+@asynccontextmanager
+async def serving(
+    *models: Model, stages: tuple[float, ...] = (1.0,), groups: int = 1, stage_time: StageTime | None = None
+) -> AsyncIterator[tuple[Engine, EmulatedCluster]]:
+    """An engine on emulated groups that all hold all models; at the end nothing may be left inside."""
+    names = tuple(each.name for each in models)
+    placed = tuple(
+        Group(inter_op=len(stages), devices=tuple(range(index * 10, index * 10 + len(stages))), models=names)
+        for index in range(groups)
+    )
+    options = {} if stage_time is None else {"stage_time": stage_time}
+    cluster = EmulatedCluster(placed, profiles(*stages), **options)
+    clock = asyncio.get_running_loop().time
+    engine = Engine(models, placement=Placement(groups=placed), cluster=cluster, clock=clock)
+    async with engine:
+        yield engine, cluster
+    status = engine.status()
+    assert status["in_flight"] == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_an_answer_is_named_and_belongs_to_its_request() -> None:
+    async def main() -> None:
+        served = model()
+        async with serving(served) as (engine, _):
+            first, second = await asyncio.gather(engine.infer("m", {"x": X}), engine.infer("m", {"x": X + 1}))
+            assert asyncio.get_running_loop().time() == 2.0
+            for outputs, inputs in ((first, X), (second, X + 1)):
+                expected = emulated_outputs(served, {"x": inputs}, {"batch": 1})
+                np.testing.assert_array_equal(outputs["double"], expected["double"])
+                assert outputs["double"].shape == (1, 4)
+                assert outputs["sum"].shape == (1,)
+            assert not np.array_equal(first["double"], second["double"])
+            counted = engine.status()["models"]["m"]
+            assert counted["served"] == counted["requests"] == 2
+            assert counted["slo_attainment"] == 1.0
+            assert counted["latency_p50_s"] == pytest.approx(1.5)
+
+    run(main())
+
+
+def test_what_cannot_be_in_time_is_refused_at_once_with_the_predicted_finish() -> None:
+    async def main() -> None:
+        async with serving(model(deadline_s=1.5)) as (engine, _):
+            running = asyncio.ensure_future(engine.infer("m", {"x": X}))
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineRefused, match=r"after 2 s, but its deadline is 1.5 s") as refused:
+                await engine.infer("m", {"x": X})
+            assert asyncio.get_running_loop().time() == 0.0
+            assert (refused.value.predicted_finish_s, refused.value.deadline_s) == (2.0, 1.5)
+            assert (await engine.infer("m", {"x": X}, deadline_s=2.0))["sum"].shape == (1,)
+            await running
+
+    run(main())
+
+
+def test_a_deadline_that_passes_while_the_group_is_busy_is_answered_when_it_passes() -> None:
+    async def main() -> None:
+        slow: StageTime = lambda request, group, stage, profiled_s: (100.0, False)  # noqa: E731
+        async with serving(model(), stage_time=slow) as (engine, _):
+            loop = asyncio.get_running_loop()
+            running = asyncio.ensure_future(engine.infer("m", {"x": X}, deadline_s=3.0))
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineExceeded, match="deadline of 2 s"):
+                await engine.infer("m", {"x": X}, deadline_s=2.0)
+            assert loop.time() == pytest.approx(2.0)
+            with pytest.raises(DeadlineExceeded, match="deadline of 3 s"):
+                await running
+            assert loop.time() == pytest.approx(3.0)
+            await engine.infer("m", {"x": X})
+            assert loop.time() == pytest.approx(200.0)
+            assert engine.status()["models"]["m"]["slo_attainment"] == pytest.approx(1 / 3)
+
+    run(main())
+
+
+def test_a_cancelled_call_leaves_its_queue() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(3)]
+            await asyncio.sleep(0)
+            calls[1].cancel()
+            await asyncio.wait(calls)
+            assert calls[1].cancelled()
+            assert asyncio.get_running_loop().time() == 2.0
+            assert engine.status()["models"]["m"]["cancelled"] == 1
+
+    run(main())
+
+
+def test_a_model_that_raises_fails_its_request_alone() -> None:
+    async def main() -> None:
+        first_raises: StageTime = lambda request, group, stage, profiled_s: (profiled_s, request.id == 0)  # noqa: E731
+        async with serving(model(), stages=(1.0, 1.0), stage_time=first_raises) as (engine, _):
+            with pytest.raises(ModelFailed, match="model 'm' raised RuntimeError on this request: emulated failure"):
+                await engine.infer("m", {"x": X})
+            await engine.infer("m", {"x": X})
+            assert engine.status()["models"]["m"]["failed"] == 1
+
+    run(main())
+
+
+def test_a_lost_group_fails_its_requests_and_the_other_goes_on() -> None:
+    async def main() -> None:
+        async with serving(model(), groups=2) as (engine, cluster):
+            calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(4)]
+            await until(0.5)
+            cluster.fail_group(0, 0.5)
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(result) for result in results] == [GroupFailed, dict, GroupFailed, dict]
+            assert engine.status()["groups"][0]["healthy"] is False
+            cluster.fail_group(1, 2.0)
+            with pytest.raises(GroupFailed, match="no healthy group holds model 'm'"):
+                await engine.infer("m", {"x": X})
+
+    run(main())
+
+
+def test_leaving_settles_everything() -> None:
+    async def main() -> None:
+        settled: list[Any] = []
+        async with serving(model(), stages=(1.0, 1.0)) as (engine, _):
+            for _ in range(5):
+                engine.submit("m", {"x": X}, deadline_s=None, on_settled=settled.append)
+            await until(1.5)
+        assert [type(result) for result in settled] == [EngineStopped] * 5
+        engine.submit("m", {"x": X}, deadline_s=None, on_settled=settled.append)
+        assert isinstance(settled[-1], EngineStopped)
+        with pytest.raises(EngineStopped, match="was started before"):
+            await engine.__aenter__()
+
+    run(main())
+
+
+def test_an_exception_in_the_block_settles_everything_too() -> None:
+    async def main() -> None:
+        settled: list[Any] = []
+
+        async def fail() -> None:
+            async with serving(model()) as (engine, _):
+                engine.submit("m", {"x": X}, deadline_s=None, on_settled=settled.append)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert len(settled) == 1
+
+    run(main())
+
+
+def test_draining_finishes_what_is_inside_and_takes_nothing_more() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(3)]
+            await asyncio.sleep(0)
+            draining = asyncio.ensure_future(engine.drain(2.5))
+            await asyncio.sleep(0)
+            with pytest.raises(EngineStopped, match="is stopping"):
+                await engine.infer("m", {"x": X})
+            await draining
+            assert asyncio.get_running_loop().time() == pytest.approx(2.5)
+            assert [call.done() for call in calls] == [True, True, False]
+        with pytest.raises(EngineStopped):
+            await calls[2]
+
+    run(main())
+
+
+def test_models_come_and_go_while_others_are_served() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            running = asyncio.ensure_future(engine.infer("m", {"x": X}))
+            await asyncio.sleep(0)
+            await engine.load(model("n"))
+            with pytest.raises(ModelError, match="a model named 'n' is loaded"):
+                await engine.load(model("n"))
+            assert [each["name"] for each in engine.describe()] == ["m", "n"]
+            await engine.infer("n", {"x": X})
+            unloading = asyncio.ensure_future(engine.unload("m"))
+            await asyncio.sleep(0)
+            with pytest.raises(ModelNotFound, match="no model 'm' is served; there are n"):
+                await engine.infer("m", {"x": X})
+            await unloading
+            assert running.done()
+            with pytest.raises(ModelNotFound):
+                await engine.unload("m")
+            assert list(engine.status()["models"]) == ["n"]
+
+    run(main())
+
+
+def test_unloading_waits_for_the_requests_inside() -> None:
+    async def main() -> None:
+        async with serving(model(), stages=(1.0, 1.0)) as (engine, _):
+            calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(3)]
+            await asyncio.sleep(0)
+            calls[0].cancel()
+            await engine.unload("m")
+            assert asyncio.get_running_loop().time() == 4.0
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(result) for result in results] == [asyncio.CancelledError, dict, dict]
+            assert asyncio.get_running_loop().time() == 4.0
+
+    run(main())
+
+
+BAD_CALLS: list[tuple[str, Any, Any, type[InferenceError], str]] = [
+    ("nobody", {"x": X}, None, ModelNotFound, "no model 'nobody' is served; there are m"),
+    ("m", {}, None, InvalidInput, "lack 'x'"),
+    ("m", {"x": X, "y": X}, None, InvalidInput, "have 'y', which it does not take"),
+    ("m", {"z": X}, None, InvalidInput, "lack 'x' and have 'z'"),
+    ("m", {"x": X.astype(np.float64)}, None, InvalidInput, "array of float64, but must be of float32"),
+    ("m", {"x": X[0]}, None, InvalidInput, "rank 1, but must have rank 2"),
+    ("m", {"x": X[:, :3]}, None, InvalidInput, "dimension 1 must be 4"),
+    ("m", {"x": np.zeros((3, 4), np.float32)}, None, InvalidInput, "batch is 3, but the largest bucket holds 2"),
+    ("m", {"x": np.zeros((0, 4), np.float32)}, None, InvalidInput, "'batch' must be at least 1"),
+    ("m", {"x": "text"}, None, InvalidInput, "is a str"),
+    ("m", {"x": [["a", "b", "c", "d"]]}, None, InvalidInput, "must hold float32"),
+    ("m", {"x": [[1.0, 2.0], [3.0]]}, None, InvalidInput, "a list that is no array"),
+    ("m", {"x": X}, math.nan, InvalidInput, "deadline_s is nan"),
+    ("m", {"x": X}, 0, InvalidInput, "deadline_s is 0, but must be a number of seconds from now, greater than 0"),
+    ("m", {"x": X}, -1.0, InvalidInput, "deadline_s is -1.0"),
+    ("m", {"x": X}, "1", InvalidInput, "deadline_s is '1'"),
+    ("m", {"x": X}, True, InvalidInput, "deadline_s is True"),
+    ("m", {"x": X}, 1e-9, DeadlineRefused, "would be answered after 1 s"),
+]
+
+
+@pytest.mark.parametrize(("name", "inputs", "deadline_s", "kind", "problem"), BAD_CALLS)
+def test_bad_calls_harm_nobody(
+    name: str, inputs: Any, deadline_s: Any, kind: type[InferenceError], problem: str
+) -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            with pytest.raises(kind, match=problem):
+                await engine.infer(name, inputs, deadline_s=deadline_s)
+            assert engine.status()["in_flight"] == 0
+            await engine.infer("m", {"x": X})
+
+    run(main())
+
+
+def test_lists_are_taken_for_arrays() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            outputs = await engine.infer("m", {"x": X.tolist()})
+            np.testing.assert_array_equal(outputs["sum"], (await engine.infer("m", {"x": X}))["sum"])
+
+    run(main())
+
+
+def test_a_host_model_needs_no_group() -> None:
+    async def main() -> None:
+        def fails_on_negative(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if (x < 0).any():
+                raise ValueError("negative")
+            return x
+
+        spec = {"x": TensorSpec(("batch", 4), "float32")}
+        host = Model.from_function("host", fails_on_negative, inputs=spec, batch_sizes=(1, 8), on_host=True)
+        async with serving() as (engine, _):
+            await engine.load(host)
+            np.testing.assert_array_equal((await engine.infer("host", {"x": X}))["output"], X)
+            with pytest.raises(ModelFailed, match="'host' raised ValueError: negative"):
+                await engine.infer("host", {"x": X - 1}, deadline_s=1.0)
+            np.testing.assert_array_equal((await engine.infer("host", {"x": X}))["output"], X)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("placement", "problem"),
+    [
+        (Placement(groups=()), "model 'm' is on no group"),
+        (Placement(groups=(Group(devices=(0,), models=("m", "z")),)), "has a model 'z', but the models are m"),
+        (Placement(groups=(), segments=(Segment(start_s=0.0, groups=()),)), "has segments"),
+        (Placement(groups=(Group(devices=(99,), models=("m",)),)), "uses device 99, but there are"),
+    ],
+)
+def test_placements_that_do_not_fit(placement: Placement, problem: str) -> None:
+    with pytest.raises(PlacementError, match=problem):
+        Engine([model()], placement=placement)
+
+
+def test_arguments_that_make_no_sense() -> None:
+    with pytest.raises(ModelError, match="two models are named 'm'"):
+        Engine([model(), model()])
+    with pytest.raises(ConfigError, match="dispatch is 'best'"):
+        Engine([model()], dispatch="best")
+    one = Placement(groups=(Group(devices=(0,), models=("m",)),))
+    with pytest.raises(PlacementError, match="the cluster has 0 groups, but the placement has 1"):
+        Engine([model()], placement=one, cluster=EmulatedCluster((), profiles(1.0)))
+
+
+def test_a_profile_without_a_bucket_is_refused_as_the_engine_starts() -> None:
+    async def main() -> None:
+        with pytest.raises(PlacementError, match=r"profile 'z' has no row for batch 1"):
+            async with serving(model("z")):
+                pass
+
+    run(main())
