@@ -1,0 +1,1 @@
+"""Pallas kernels, one per file beside its plain-JAX reference: `attention`."""
