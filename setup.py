@@ -26,8 +26,8 @@ setup(
     package_data={"jaxserve": ["py.typed"], "jaxserve_kernels": ["py.typed"]},
     install_requires=[
         "click>=8.1",
-        "flax>=0.10",
-        "jax>=0.6",
+        "flax>=0.12",
+        "jax>=0.10.2",
         "msgpack>=1.0.8",
         "numpy>=2.0",
         "rich>=13",

@@ -366,9 +366,11 @@ class Engine:
         self._pending[ticket] = pending
         if decision.begins:
             self._begin(decision.group, 0, pending.job, now_s)
+        if ticket not in self._pending:
+            return -1
         if min(request.deadline_s, self._cluster.next_end_s) < self._timer_s:
             self._arm()
-        return ticket if ticket in self._pending else -1
+        return ticket
 
     # ---------------------------------------------------------------------------------------- what a cluster reports
 
@@ -554,8 +556,8 @@ class Engine:
         return [
             {
                 "name": model.name,
-                "accepts": {name: _plain(spec) for name, spec in model.accepts.items()},
-                "returns": {name: _plain(spec) for name, spec in model.returns.items()},
+                "inputs": {name: _plain(spec) for name, spec in model.accepts.items()},
+                "outputs": {name: _plain(spec) for name, spec in model.returns.items()},
                 "batch_sizes": sorted({bucket.batch_size for bucket in model.buckets}),
                 "deadline_s": model.deadline_s,
                 "latency_s": self._latency_s[model.name],
@@ -635,11 +637,16 @@ def _prepare(model: Model, inputs: Mapping[str, Any]) -> _Prepared:
 def _model_failed(model: Model, error: BaseException) -> InferenceError:
     if isinstance(error, InferenceError):
         return error
-    failed = ModelFailed(
-        f"model {model.name!r} raised {type(error).__name__} on this request: {error}", model=model.name
-    )
+    what = f"model {model.name!r} raised {type(error).__name__} on this request: {_brief(error)}"
+    failed = ModelFailed(what, model=model.name)
     failed.__cause__ = error
     return failed
+
+
+def _brief(error: BaseException) -> str:
+    """One line of an error for its caller; jax puts whole tracebacks into messages, and those end with the cause."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1] if any("Traceback (most recent call last)" in line for line in lines) else lines[0]
 
 
 def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | GroupFailed:

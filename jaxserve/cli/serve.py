@@ -70,6 +70,8 @@ def check_address(host: str, port: int) -> None:
     Raises:
         ConfigError: it cannot.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"cannot listen on {host}:{port}; a port is from 1 to 65535, or 0 for any that is free")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family) as probe:
@@ -102,7 +104,7 @@ async def _serve(
         with telling("loading") as tell:
             engine = await stack.enter_async_context(Engine(models, placement=placement, progress=tell))
         server = await stack.enter_async_context(NativeServer(engine, host=host, port=port, path=unix))
-        stderr.print(loaded_in(time.monotonic() - began_s, cache), markup=False)
+        stderr.print(loaded_in(time.monotonic() - began_s, cache), markup=False, soft_wrap=True)
         stderr.print(f"serving {', '.join(sorted(model.name for model in models))}", markup=False)
         stderr.print(f"on {' and '.join(server.addresses)}", markup=False)
         await until_stopped(server, signals, grace_s=grace_s)
