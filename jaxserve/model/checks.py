@@ -1,0 +1,86 @@
+"""The checks of a model's options that need no tracing; each says what was given, what is needed and how to mend it."""
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxserve.errors import ModelError
+from jaxserve.model.params import device_dtype
+from jaxserve.model.signature import Signature, Tensor, TensorSpec, numpy_dtype
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+Preprocess = Callable[[dict[str, Tensor]], Mapping[str, Any]]
+Postprocess = Callable[[Arrays], Mapping[str, Any]]
+
+
+def check_name(name: str) -> None:
+    """A name must not be empty, nor hold what URLs, files and terminals trip over."""
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"name is {name!r}, but must be a non-empty str")
+    if "/" in name or any(unicodedata.category(letter).startswith("C") for letter in name):
+        raise ModelError(f"name is {name!r}, but must hold no '/' and no control characters")
+
+
+def check_deadline(deadline_s: float | None) -> None:
+    """A deadline is a positive number of seconds, or None."""
+    if deadline_s is None:
+        return
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
+        raise ModelError(f"deadline_s is {deadline_s!r}, but must be a number of seconds, or None for no limit")
+    if math.isnan(deadline_s) or deadline_s <= 0:
+        raise ModelError(f"deadline_s is {deadline_s}, but must be greater than 0, or None for no limit")
+
+
+def check_device_dtypes(signature: Signature) -> None:
+    """Without x64 jax would silently compute in 32 bits what the client sends in 64."""
+    for name, spec in signature.items():
+        dtype = numpy_dtype(spec.dtype)
+        on_device = device_dtype(dtype)
+        if on_device != dtype:
+            raise ModelError(
+                f"inputs[{name!r}] is of {dtype}, which jax makes {on_device}; declare {on_device}, "
+                f"or set jax_enable_x64"
+            )
+
+
+def client_signature(
+    inputs: Signature, accepts: Mapping[str, TensorSpec] | None, preprocess: Preprocess | None
+) -> Signature:
+    """What a client sends."""
+    if preprocess is not None and not callable(preprocess):
+        raise ModelError(f"preprocess is a {type(preprocess).__name__}, but must be a function of the client's inputs")
+    if accepts is None:
+        return inputs
+    if preprocess is None:
+        raise ModelError(
+            "accepts is given, but no preprocess that makes the module's inputs of it; give both or neither"
+        )
+    return Signature(accepts, what="accepts", strings=True)
+
+
+def client_outputs(
+    outputs: Mapping[str, TensorSpec], returns: Mapping[str, TensorSpec] | None, postprocess: Postprocess | None
+) -> Mapping[str, TensorSpec]:
+    """What a client receives."""
+    if postprocess is None and returns is None:
+        return outputs
+    if postprocess is None or returns is None:
+        given, lacking = ("returns", "postprocess") if postprocess is None else ("postprocess", "returns")
+        raise ModelError(f"{given} is given without {lacking}; give both or neither")
+    if not callable(postprocess):
+        raise ModelError(f"postprocess is a {type(postprocess).__name__}, but must be a function of the named outputs")
+    return dict(Signature(returns, what="returns", strings=False))
+
+
+def check_cut_names(cuts: Sequence[str], *, on_host: bool) -> tuple[str, ...]:
+    """Cuts are distinct names; whether modules have them is seen in the trace."""
+    if isinstance(cuts, str) or not all(isinstance(cut, str) and cut for cut in cuts):
+        raise ModelError(f"cuts is {cuts!r}, but must be a tuple of names of modules, such as ('layers_6',)")
+    if len(set(cuts)) < len(cuts):
+        raise ModelError(f"cuts is {tuple(cuts)}, but names a module twice")
+    if cuts and on_host:
+        raise ModelError("cuts are given, but an on_host function runs in one piece; take one of the two away")
+    return tuple(cuts)

@@ -1,0 +1,73 @@
+"""Names of modules: nnx modules trace without their paths, so they are given name scopes as linen modules have them.
+
+A merged module belongs to one trace, so its parts may be given subclasses of their classes whose methods open
+`jax.named_scope`s. The user's module and its classes stay as they are. A path ("encoder", "layers", 3) becomes the
+scope "encoder/layers_3"; another method than `__call__` adds its name ("embed.attend"), both as linen does.
+"""
+
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxserve.model.modules import Path, join_indices
+
+# Path of the module whose method is being traced: scopes nest, so an inner one names only what the outer lacks.
+_ACTIVE: contextvars.ContextVar[Path] = contextvars.ContextVar("jaxserve_active_module", default=())
+
+
+class ModuleNames:
+    """Gives the modules of one architecture their name scopes; keeps the classes that it made for the next trace."""
+
+    def __init__(self) -> None:
+        self._classes: dict[tuple[type, Path], type] = {}
+
+    def name(self, root: nnx.Module) -> None:
+        """Names every module below `root`, which must belong to the caller."""
+        for keys, node in list(nnx.iter_graph(root)):
+            path = join_indices(keys)
+            if path and isinstance(node, nnx.Module) and "__slots__" not in vars(type(node)):
+                object.__setattr__(node, "__class__", self._class(type(node), path))
+
+    def _class(self, base: type, path: Path) -> type:
+        made = self._classes.get((base, path))
+        if made is None:
+            methods = {name: _scoped(method, name, path) for name, method in _methods(base).items()}
+            made = type(base)(base.__name__, (base,), {"__module__": base.__module__, **methods}) if methods else base
+            self._classes[base, path] = made
+        return made
+
+
+def _methods(base: type) -> dict[str, Callable[..., Any]]:
+    """What a module's author wrote: `__call__` and the public methods, but nothing of `nnx.Module` itself."""
+    found: dict[str, Callable[..., Any]] = {}
+    for owner in base.__mro__:
+        if owner in nnx.Module.__mro__:
+            continue
+        for name, value in vars(owner).items():
+            if inspect.isfunction(value) and (name == "__call__" or not name.startswith("_")):
+                found.setdefault(name, value)
+    return found
+
+
+def _scoped(method: Callable[..., Any], name: str, path: Path) -> Callable[..., Any]:
+    scope = path if name == "__call__" else (*path[:-1], f"{path[-1]}.{name}")
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        active = _ACTIVE.get()
+        if active == path:  # one method of a module that calls another
+            return method(self, *args, **kwargs)
+        inner = scope[len(active) :] if path[: len(active)] == active else scope
+        token = _ACTIVE.set(path)
+        try:
+            with jax.named_scope("/".join(inner)):
+                return method(self, *args, **kwargs)
+        finally:
+            _ACTIVE.reset(token)
+
+    return call

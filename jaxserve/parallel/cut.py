@@ -1,0 +1,254 @@
+"""Cutting a flat program into stages, before the modules that the user named.
+
+What depends on the inputs belongs to the stage in whose slice it stands. What depends on params alone (a transposed
+kernel, a position table) belongs to every stage that uses it, and is computed there. A value that several later stages
+use is sent on past those that do not; so is an output of an early stage.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from jaxserve.errors import PlacementError
+from jaxserve.model.modules import match_module
+from jaxserve.parallel.trace import Atom, Graph, flops
+
+_RESHAPING = frozenset({"broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "copy"})
+_ELEMENTWISE = frozenset(
+    {"add", "sub", "mul", "div", "max", "min", "rsqrt", "sqrt", "neg", "exp", "log", "tanh", "logistic"}
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stage:
+    """One slice of a model's program.
+
+    Attributes:
+        program: takes params, constants and values, in this order; returns values.
+        params: indices of the leaves of the model's params that it uses.
+        constants: arrays that the model closed over.
+        takes: indices of the values that it takes: an input, or what an earlier stage gives.
+        gives: indices of the values that it makes for later stages or as outputs.
+        flops: floating-point operations.
+        added: of the params, those that are only added, multiplied and the like: XLA reads them out of a larger array
+            for nothing, where the operand of a matrix product would be copied out of it first.
+    """
+
+    program: core.ClosedJaxpr
+    params: tuple[int, ...]
+    added: frozenset[int]
+    constants: tuple[Any, ...]
+    takes: tuple[int, ...]
+    gives: tuple[int, ...]
+    flops: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageGraph:
+    """A model at one bucket, in stages.
+
+    Attributes:
+        stages: in the order in which they run.
+        outputs: for each output of the model, the index of the value that it is.
+        batch_size: the bucket's batch size.
+    """
+
+    stages: tuple[Stage, ...]
+    outputs: tuple[int, ...]
+    batch_size: int
+
+
+def choose_cuts(graph: Graph, names: Sequence[str], stages: int) -> tuple[str, ...]:
+    """Of the modules before which the model may be cut, those `stages - 1` that make the dearest stage cheapest.
+
+    Raises:
+        PlacementError: too few are named, or two of them bound a stage with nothing in it.
+        ModelError: a name is no module's.
+    """
+    if len(names) < stages - 1:
+        raise PlacementError(
+            f"{stages} stages need {stages - 1} cuts, but the model names {len(names)}: {tuple(names)}; "
+            f"name more modules in cuts, or use fewer stages"
+        )
+    cost = _cost_before(graph)
+    total = cost[-1]
+    places = {position(graph, name): name for name in names}
+    useful = {cost[place]: place for place in sorted(places, reverse=True) if 0 < cost[place] < total}
+    if len(useful) < stages - 1:
+        raise PlacementError(
+            f"{stages} stages need {stages - 1} cuts, but of {tuple(names)} only {len(useful)} leave something to "
+            f"compute on both sides; name modules further apart, or use fewer stages"
+        )
+    chosen = _balance(sorted(useful), total, stages)
+    return tuple(places[useful[bound]] for bound in chosen)
+
+
+def _balance(bounds: Sequence[float], total: float, stages: int) -> tuple[float, ...]:
+    """Of ascending bounds, the `stages - 1` with the smallest largest gap; of equals those that come first."""
+    best: dict[float, tuple[float, tuple[float, ...]]] = {0.0: (0.0, ())}
+    for stage in range(1, stages):
+        ends = bounds[stage - 1 : len(bounds) - (stages - 1 - stage)]
+        best = {
+            end: min(
+                (max(slowest, end - start), (*chosen, end)) for start, (slowest, chosen) in best.items() if start < end
+            )
+            for end in ends
+        }
+    return min((max(slowest, total - start), chosen) for start, (slowest, chosen) in best.items())[1]
+
+
+def position(graph: Graph, name: str) -> int:
+    """Index of the first equation of the module of this name.
+
+    Raises:
+        ModelError: no module has it, or several do.
+    """
+    modules = dict.fromkeys(path[:depth] for path in graph.paths for depth in range(1, len(path) + 1))
+    module = match_module(name, modules)
+    return next(place for place, path in enumerate(graph.paths) if path[: len(module)] == module)
+
+
+def cut(graph: Graph, names: Sequence[str]) -> StageGraph:
+    """The program in stages, cut before the modules of these names.
+
+    Raises:
+        ModelError: a name is no module's.
+    """
+    return _Cutter(graph, sorted(position(graph, name) for name in names)).stage_graph()
+
+
+def _cost_before(graph: Graph) -> list[float]:
+    """For each place between two equations, the cost of what is computed before it (every equation costs something)."""
+    fixed, costs = _fixed_vars(graph), [0.0]
+    for eqn in graph.eqns:
+        moves = any(var not in fixed for var in eqn.outvars)
+        costs.append(costs[-1] + (1.0 + flops(eqn) if moves else 0.0))
+    return costs
+
+
+def _fixed_vars(graph: Graph) -> set[core.Var]:
+    """The variables that depend on no input and on no effect: params, constants and what is made of them."""
+    fixed = {*graph.params, *graph.constants}
+    for eqn in graph.eqns:
+        if not eqn.effects and all(var in fixed for var in _variables(eqn.invars)):
+            fixed.update(eqn.outvars)
+    return fixed
+
+
+def _variables(atoms: Iterable[Atom]) -> Iterable[core.Var]:
+    return (atom for atom in atoms if not isinstance(atom, core.Literal))
+
+
+class _Cutter:
+    """Assigns equations to stages and numbers the values that pass between them."""
+
+    def __init__(self, graph: Graph, places: Sequence[int]) -> None:
+        self._graph = graph
+        self._bounds = (0, *places, len(graph.eqns))
+        self._fixed = _fixed_vars(graph)
+        self._maker = {var: place for place, eqn in enumerate(graph.eqns) for var in eqn.outvars}
+        self._values: dict[core.Var, int] = {var: index for index, var in enumerate(graph.inputs)}
+
+    def stage_graph(self) -> StageGraph:
+        """The whole."""
+        live = self._live()
+        slices = [[place for place in live if start <= place < end] for start, end in itertools.pairwise(self._bounds)]
+        # Outputs that no stage makes on its way (literals, params, what is made of them) are made by the last.
+        fixed_outputs = [atom for atom in self._graph.outputs if not self._moves(atom)]
+        ends = [*([[]] * (len(slices) - 1)), fixed_outputs]
+        eqns = [self._with_fixed(*part) for part in zip(slices, ends, strict=True)]
+        takes = [self._takes(part) for part in eqns]
+        wanted = {*(var for part in takes for var in part), *_variables(self._graph.outputs)}
+        stages: list[Stage] = []
+        for part, taken, fixed in zip(eqns, takes, ends, strict=True):
+            made = [var for place in part for var in self._graph.eqns[place].outvars]
+            given = [var for var in made if var in wanted and self._moves(var)]
+            for var in given:
+                self._values[var] = len(self._values)
+            gives = [self._values[var] for var in given]
+            gives += [self._fixed_value(place) for place in range(len(fixed))]
+            stages.append(self._stage(part, taken, [*given, *fixed], gives))
+        return StageGraph(stages=tuple(stages), outputs=self._outputs(), batch_size=self._graph.batch_size)
+
+    def _outputs(self) -> tuple[int, ...]:
+        fixed = itertools.count()
+        return tuple(
+            self._values[atom] if self._moves(atom) else self._fixed_value(next(fixed)) for atom in self._graph.outputs
+        )
+
+    def _fixed_value(self, place: int) -> int:
+        """The value of an output that moves through no stage: they have negative numbers."""
+        return -1 - place
+
+    def _moves(self, atom: Atom) -> bool:
+        """Whether the atom depends on the inputs, so that it is made in one stage only."""
+        return not isinstance(atom, core.Literal) and atom not in self._fixed
+
+    def _live(self) -> list[int]:
+        """Places of the equations that stages must run: what moves, and is needed in the end or has an effect."""
+        needed = set(_variables(self._graph.outputs))
+        live: list[int] = []
+        for place in reversed(range(len(self._graph.eqns))):
+            eqn = self._graph.eqns[place]
+            if eqn.effects or any(var in needed for var in eqn.outvars):
+                needed.update(_variables(eqn.invars))
+                if eqn.effects or any(self._moves(var) for var in eqn.outvars):
+                    live.append(place)
+        return live[::-1]
+
+    def _with_fixed(self, places: Sequence[int], outputs: Sequence[Atom]) -> list[int]:
+        """The places, and those of all equations on params that they or the outputs need, in order."""
+        found = set(places)
+        pending = [
+            *_variables(outputs),
+            *(var for place in places for var in _variables(self._graph.eqns[place].invars)),
+        ]
+        while pending:
+            var = pending.pop()
+            place = self._maker.get(var)
+            if place is not None and place not in found and var in self._fixed:
+                found.add(place)
+                pending.extend(_variables(self._graph.eqns[place].invars))
+        return sorted(found)
+
+    def _takes(self, places: Sequence[int]) -> list[core.Var]:
+        """The variables that these equations read and others, or the caller, make."""
+        made = {var for place in places for var in self._graph.eqns[place].outvars}
+        read = dict.fromkeys(var for place in places for var in _variables(self._graph.eqns[place].invars))
+        return [var for var in read if var not in made and self._moves(var)]
+
+    def _is_added(self, param: core.Var, eqns: Sequence[core.JaxprEqn]) -> bool:
+        same = {param}  # the param, and what is it but for shape or dtype
+        for eqn in eqns:
+            if same.isdisjoint(_variables(eqn.invars)):
+                continue
+            if eqn.primitive.name in _RESHAPING:
+                same.update(eqn.outvars)
+            elif eqn.primitive.name not in _ELEMENTWISE:
+                return False
+        return same.isdisjoint(_variables(self._graph.outputs))
+
+    def _stage(self, places: Sequence[int], takes: list[core.Var], gives: list[Atom], numbers: list[int]) -> Stage:
+        eqns = [self._graph.eqns[place] for place in places]
+        read = {var for eqn in eqns for var in _variables(eqn.invars)} | set(_variables(gives))
+        params = [index for index, var in enumerate(self._graph.params) if var in read]
+        constants = [var for var in self._graph.constants if var in read]
+        program = self._graph.jaxpr.replace(
+            constvars=[],
+            invars=[*(self._graph.params[index] for index in params), *constants, *takes],
+            outvars=gives,
+            eqns=eqns,
+            effects=frozenset().union(*(eqn.effects for eqn in eqns)),
+        )
+        return Stage(
+            program=core.ClosedJaxpr(program, []),
+            params=tuple(params),
+            added=frozenset(index for index in params if self._is_added(self._graph.params[index], eqns)),
+            constants=tuple(self._graph.constants[var] for var in constants),
+            takes=tuple(self._values[var] for var in takes),
+            gives=tuple(numbers),
+            flops=sum(flops(eqn) for eqn in eqns),
+        )

@@ -1,0 +1,152 @@
+"""From a model to a pipeline on given devices: trace, cut, shard, compile, load the weights, measure."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxserve.errors import PlacementError
+from jaxserve.model import Model
+from jaxserve.parallel import Sharded, StageGraph, choose_cuts, cut, shard_batch, trace
+from jaxserve.plan import ParallelConfig, Profile
+from jaxserve.runtime.compiled import Executable, LoweredStage, make_mesh
+from jaxserve.runtime.measure import measure_stages
+from jaxserve.runtime.pipeline import Pipeline
+from jaxserve.runtime.weights import STACK_BELOW_BYTES, Layout, Weight, lay_out, load_weights
+
+Progress = Callable[[str, int, int], None]
+
+
+def load(
+    model: Model,
+    config: ParallelConfig | None = None,
+    devices: Sequence[Any] | None = None,
+    *,
+    progress: Progress | None = None,
+    repeats: int | None = None,
+    stack_below_bytes: int = STACK_BELOW_BYTES,
+) -> Pipeline:
+    """Loads a model onto devices, compiled, warmed up and measured at every bucket.
+
+    Args:
+        model: the model; not one that runs on the host.
+        config: devices per stage and stages; one device unless given.
+        devices: `config.devices` of them, stage k on the k-th run of `intra_op`; the first that jax has, unless given.
+        progress: called with what is being done ("compile", "load", "profile"), how much is done, and of how much.
+        repeats: runs to measure at each bucket; unless given, as many as a fraction of a second allows.
+        stack_below_bytes: weights smaller than this share arrays.
+
+    Raises:
+        PlacementError: the devices do not fit the config, or the model cannot be cut into so many stages.
+    """
+    config = config or ParallelConfig()
+    report = progress or _no_progress
+    stage_devices = _stage_devices(model, config, devices)
+    graphs = _stage_graphs(model, config)
+    sharded = [
+        [shard_batch(stage, batch_size=graph.batch_size, devices=config.intra_op) for stage in graph.stages]
+        for graph in graphs
+    ]
+    meshes = [make_mesh(each, sharded[0][stage].mesh) for stage, each in enumerate(stage_devices)]
+    layouts = [
+        lay_out(_stage_weights(model, graphs, sharded, stage), mesh, stack_below_bytes=stack_below_bytes)
+        for stage, mesh in enumerate(meshes)
+    ]
+    lowered = (
+        LoweredStage(stage, specs, layout, mesh)
+        for graph, row in zip(graphs, sharded, strict=True)
+        for stage, specs, layout, mesh in zip(graph.stages, row, layouts, meshes, strict=True)
+    )
+    flat = _compile_all(lowered, len(graphs) * config.inter_op, report)
+    executables = [flat[start : start + config.inter_op] for start in range(0, len(flat), config.inter_op)]
+    weights = load_weights(model, layouts, loaded=lambda done, total: report("load", done, total))
+    pipeline = Pipeline(model, config, weights, executables, [graph.outputs for graph in graphs])
+    pipeline.profiles = _measure_all(pipeline, layouts, executables, repeats, report)
+    return pipeline
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _stage_devices(model: Model, config: ParallelConfig, devices: Sequence[Any] | None) -> list[Sequence[Any]]:
+    if model.on_host:
+        raise PlacementError(f"model {model.name!r} runs on the host and takes no devices; call it, do not load it")
+    if devices is None:
+        devices = jax.devices()[: config.devices]
+    if len(devices) != config.devices or len(set(devices)) != len(devices):
+        raise PlacementError(
+            f"model {model.name!r} as ({config.intra_op}, {config.inter_op}) needs {config.devices} different devices, "
+            f"but {len(devices)} are given ({len(set(devices))} different); choose a config that they fit"
+        )
+    return [devices[start : start + config.intra_op] for start in range(0, len(devices), config.intra_op)]
+
+
+def _stage_graphs(model: Model, config: ParallelConfig) -> list[StageGraph]:
+    """The model in stages at every bucket, cut at the same modules: those that balance the largest bucket."""
+    graphs = [trace(model, bucket) for bucket in model.buckets]
+    try:
+        names = choose_cuts(graphs[-1], model.cuts, config.inter_op)
+    except PlacementError as error:
+        raise PlacementError(f"model {model.name!r}: {error}") from None
+    return [cut(graph, names) for graph in graphs]
+
+
+def _stage_weights(
+    model: Model, graphs: Sequence[StageGraph], sharded: Sequence[Sequence[Sharded]], stage: int
+) -> list[Weight]:
+    """The leaves that a stage uses at any bucket."""
+    shapes = jax.tree.leaves(model.abstract_params)
+    specs: dict[int, Any] = {}
+    multiplied: set[int] = set()
+    for graph, row in zip(graphs, sharded, strict=True):
+        here = graph.stages[stage]
+        specs.update(zip(here.params, row[stage].params, strict=True))
+        multiplied.update(index for index in here.params if index not in here.added)
+    return [
+        Weight(index=index, shape=shapes[index], spec=specs[index], added=index not in multiplied)
+        for index in sorted(specs)
+    ]
+
+
+def _compile_all(lowered: Iterator[LoweredStage], total: int, report: Progress) -> list[Executable]:
+    """Compiles while further stages are still being lowered; XLA lets go of the interpreter meanwhile."""
+    report("compile", 0, total)
+    executables: list[Executable] = []
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        pending = [pool.submit(stage.compile) for stage in lowered]
+        for done, future in enumerate(pending):
+            executables.append(future.result())
+            report("compile", done + 1, total)
+    return executables
+
+
+def _measure_all(
+    pipeline: Pipeline,
+    layouts: Sequence[Layout],
+    executables: Sequence[Sequence[Executable]],
+    repeats: int | None,
+    report: Progress,
+) -> tuple[Profile, ...]:
+    profiles: list[Profile] = []
+    report("profile", 0, len(executables))
+    for index, (bucket, stages) in enumerate(zip(pipeline.model.buckets, executables, strict=True)):
+        seconds = measure_stages(pipeline, index, repeats=repeats)
+        profiles.append(
+            Profile(
+                intra_op=pipeline.config.intra_op,
+                inter_op=pipeline.config.inter_op,
+                batch_size=bucket.batch_size,
+                length=bucket.length,
+                stage_latency_s=tuple(np.median(seconds, axis=0).tolist()),
+                stage_latency_p99_s=tuple(np.percentile(seconds, 99, axis=0).tolist()),
+                stage_weight_bytes=tuple(layout.bytes_per_device for layout in layouts),
+                stage_activation_bytes=tuple(stage.activation_bytes for stage in stages),
+                source="measured",
+            )
+        )
+        report("profile", index + 1, len(executables))
+    return tuple(profiles)
