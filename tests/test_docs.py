@@ -1,6 +1,7 @@
 """The documents keep up with the code: links lead somewhere, names and paths exist, programs in them run."""
 
 import ast
+import asyncio
 import importlib
 import inspect
 import re
@@ -61,7 +62,26 @@ def test_names_and_paths_exist(document):
         assert (ROOT / path).exists() or (ROOT / path).is_relative_to(GENERATED), path
 
 
+def python_in(document: Path) -> str:
+    """The Python blocks of a document as one program, each line where it stands in the document."""
+    lines = []
+    inside = False
+    for line in document.read_text("utf-8").splitlines():
+        inside = line == "```python" or (inside and line != "```")
+        lines.append(line if inside and line != "```python" else "")
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=of)
 def test_python_in_documents_parses(document):
-    for block in re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
-        compile(block, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+    compile(python_in(document), str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+
+
+def test_the_page_on_embedding_runs():
+    page = ROOT / "docs" / "embedding.md"
+    program = compile(python_in(page), str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+    async def run() -> None:
+        await eval(program, {"__name__": "embedding"})
+
+    asyncio.run(run())

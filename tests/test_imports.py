@@ -52,14 +52,14 @@ ONLY_IN = {
     "rich": {"cli"},
     "uvloop": {"protocols", "server", "client", "cli"},
     "msgpack": {"protocols"},
-    "jax": {"model", "parallel", "runtime", "models", "cluster", "cli"},
+    "jax": {"model", "parallel", "runtime", "models", "cluster", "engine", "cli"},
 }
 
 # Rooms that decide: they take the time as an argument, never await, never open anything.
 PURE = {"errors", "request", "scheduling", "workload", "simulator", "placement"}
 IMPURE_MODULES = {"asyncio", "socket", "subprocess", "threading", "concurrent", "random", "jax"}
 
-# A plain `pip install jaxserve` does not need these: a function may import them, with `MissingExtra` where they are absent.
+# A plain `pip install jaxserve` does not need these: a function may import them (`MissingExtra` where one is absent).
 OPTIONAL = {"safetensors", "tokenizers", "orbax"}
 
 
@@ -196,7 +196,12 @@ def test_the_scheduler_reads_no_clock():
 
 
 def test_imports_inside_functions_are_of_optional_packages():
-    wrong = [str(found) for found in IMPORTS if found.deferred and found.target.split(".")[0] not in OPTIONAL]
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        # The package itself loads its public names when they are first used, so that a client does not load jax.
+        if found.deferred and found.module != "jaxserve" and found.target.split(".")[0] not in OPTIONAL
+    ]
     assert not wrong
 
 

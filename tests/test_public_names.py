@@ -18,9 +18,11 @@ PUBLIC = (
     "Placement",
     "Profile",
     "TensorSpec",
+    "Workload",
     "errors",
     "parallelize",
     "profile",
+    "simulate",
 )
 
 
@@ -70,7 +72,7 @@ def test_every_error_is_documented_and_in_one_tree():
     [
         "import jaxserve",
         "import jaxserve.client",
-        "from jaxserve import AsyncClient, Client, ParallelConfig, Placement, Profile, errors",
+        "from jaxserve import AsyncClient, Client, ParallelConfig, Placement, Profile, Workload, errors, simulate",
     ],
 )
 def test_a_client_does_not_import_jax(statement):

@@ -94,9 +94,7 @@ class LocalCluster:
 class _LocalGroup:
     """One group: its pipelines by model, its threads, an inbox for each."""
 
-    def __init__(
-        self, index: int, config: ParallelConfig, devices: Sequence[Any], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, index: int, config: ParallelConfig, devices: Sequence[Any], clock: Callable[[], float]) -> None:
         self._index = index
         self._config = config
         self._devices = devices

@@ -8,6 +8,7 @@ scope "encoder/layers_3"; another method than `__call__` adds its name ("embed.a
 import contextvars
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -30,16 +31,22 @@ class ModuleNames:
         """Names every module below `root`, which must belong to the caller."""
         for keys, node in list(nnx.iter_graph(root)):
             path = join_indices(keys)
-            if path and isinstance(node, nnx.Module) and "__slots__" not in vars(type(node)):
-                object.__setattr__(node, "__class__", self._class(type(node), path))
+            if path and isinstance(node, nnx.Module):
+                self._name(node, path)
 
-    def _class(self, base: type, path: Path) -> type:
-        made = self._classes.get((base, path))
-        if made is None:
-            methods = {name: _scoped(method, name, path) for name, method in _methods(base).items()}
-            made = type(base)(base.__name__, (base,), {"__module__": base.__module__, **methods}) if methods else base
+    def _name(self, node: nnx.Module, path: Path) -> None:
+        base = type(node)
+        if (base, path) not in self._classes:
+            methods: dict[str, Any] = {name: _scoped(method, name, path) for name, method in _methods(base).items()}
+            methods["__module__"] = base.__module__
+            try:
+                made = types.new_class(base.__name__, (base,), exec_body=lambda namespace: namespace.update(methods))
+            except TypeError:  # a class that cannot be subclassed just so: its modules stay without names
+                made = base
             self._classes[base, path] = made
-        return made
+        named = self._classes[base, path]
+        if named.__dictoffset__ == base.__dictoffset__ and named.__basicsize__ == base.__basicsize__:
+            object.__setattr__(node, "__class__", named)
 
 
 def _methods(base: type) -> dict[str, Callable[..., Any]]:

@@ -119,6 +119,8 @@ class Signature(Mapping[str, TensorSpec]):
         Raises:
             InvalidInput: one is missing, unknown, or of another dtype, rank or size; the message names it.
         """
+        if not isinstance(inputs, Mapping):
+            raise InvalidInput(f"the inputs are a {type(inputs).__name__}, but must be a dict of arrays by name")
         if inputs.keys() != self._specs.keys():
             raise self._wrong_names(inputs)
         tensors: dict[str, Tensor] = {}

@@ -121,12 +121,11 @@ def cut(graph: Graph, names: Sequence[str]) -> StageGraph:
 
 
 def _cost_before(graph: Graph) -> list[float]:
-    """For each place between two equations, the cost of what is computed before it (every equation costs something)."""
-    fixed, costs = _fixed_vars(graph), [0.0]
-    for eqn in graph.eqns:
-        moves = any(var not in fixed for var in eqn.outvars)
-        costs.append(costs[-1] + (1.0 + flops(eqn) if moves else 0.0))
-    return costs
+    """For each place between two equations, the cost of what stages run before it (every equation costs something)."""
+    costs = [0.0] * (len(graph.eqns) + 1)
+    for place in _Cutter(graph, ()).live():
+        costs[place + 1] = 1.0 + flops(graph.eqns[place])
+    return list(itertools.accumulate(costs))
 
 
 def _fixed_vars(graph: Graph) -> set[core.Var]:
@@ -154,7 +153,7 @@ class _Cutter:
 
     def stage_graph(self) -> StageGraph:
         """The whole."""
-        live = self._live()
+        live = self.live()
         slices = [[place for place in live if start <= place < end] for start, end in itertools.pairwise(self._bounds)]
         # Outputs that no stage makes on its way (literals, params, what is made of them) are made by the last.
         fixed_outputs = [atom for atom in self._graph.outputs if not self._moves(atom)]
@@ -187,7 +186,7 @@ class _Cutter:
         """Whether the atom depends on the inputs, so that it is made in one stage only."""
         return not isinstance(atom, core.Literal) and atom not in self._fixed
 
-    def _live(self) -> list[int]:
+    def live(self) -> list[int]:
         """Places of the equations that stages must run: what moves, and is needed in the end or has an effect."""
         needed = set(_variables(self._graph.outputs))
         live: list[int] = []
@@ -220,16 +219,17 @@ class _Cutter:
         read = dict.fromkeys(var for place in places for var in _variables(self._graph.eqns[place].invars))
         return [var for var in read if var not in made and self._moves(var)]
 
-    def _is_added(self, param: core.Var, eqns: Sequence[core.JaxprEqn]) -> bool:
-        same = {param}  # the param, and what is it but for shape or dtype
+    def _only_added(self, eqns: Sequence[core.JaxprEqn], gives: Sequence[Atom]) -> frozenset[int]:
+        """The params that these equations use elementwise only, whatever their shape is made to be first."""
+        same = {var: index for index, var in enumerate(self._graph.params)}  # what is a param but for shape or dtype
+        added = set(same.values()) - {same[var] for var in _variables(gives) if var in same}
         for eqn in eqns:
-            if same.isdisjoint(_variables(eqn.invars)):
-                continue
-            if eqn.primitive.name in _RESHAPING:
-                same.update(eqn.outvars)
+            used = {same[var] for var in _variables(eqn.invars) if var in same}
+            if used and eqn.primitive.name in _RESHAPING:
+                same.update((var, index) for index in used for var in eqn.outvars)
             elif eqn.primitive.name not in _ELEMENTWISE:
-                return False
-        return same.isdisjoint(_variables(self._graph.outputs))
+                added -= used
+        return frozenset(added)
 
     def _stage(self, places: Sequence[int], takes: list[core.Var], gives: list[Atom], numbers: list[int]) -> Stage:
         eqns = [self._graph.eqns[place] for place in places]
@@ -246,7 +246,7 @@ class _Cutter:
         return Stage(
             program=core.ClosedJaxpr(program, []),
             params=tuple(params),
-            added=frozenset(index for index in params if self._is_added(self._graph.params[index], eqns)),
+            added=self._only_added(eqns, gives) & frozenset(params),
             constants=tuple(self._graph.constants[var] for var in constants),
             takes=tuple(self._values[var] for var in takes),
             gives=tuple(numbers),

@@ -93,6 +93,11 @@ class Pipeline:
         """Number of stages."""
         return self.config.inter_op
 
+    @property
+    def num_arrays(self) -> int:
+        """Number of arrays that hold the weights: what each call of the stages passes besides its values."""
+        return sum(map(len, self._weights))
+
     def put(self, bucket: int, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Values:
         """Takes padded inputs; they go to the first stage's devices when it runs, as one with its dispatch."""
         return [inputs[name] for name in self.model.inputs]

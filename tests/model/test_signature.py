@@ -87,6 +87,11 @@ def test_inputs_that_do_not_fit(change, message):
         SIGNATURE.check(inputs)
 
 
+def test_inputs_that_are_no_mapping():
+    with pytest.raises(InvalidInput, match="the inputs are a list, but must be a dict of arrays by name"):
+        SIGNATURE.check([GOOD["ids"]])  # pyright: ignore[reportArgumentType]
+
+
 def test_good_inputs_are_passed_on_uncopied():
     tensors, sizes = SIGNATURE.check(GOOD)
     assert tensors["ids"] is GOOD["ids"]

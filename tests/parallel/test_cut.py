@@ -221,6 +221,19 @@ def test_too_few_cuts(cuts, stages, message):
         choose_cuts(trace(model, model.buckets[0]), cuts, stages)
 
 
+def test_a_stage_that_nothing_depends_on_is_none():
+    def function(x):
+        with jax.named_scope("used"):
+            y = x * 2
+        with jax.named_scope("unused"):
+            jnp.tanh(x)
+        return y
+
+    model = Model.from_function("f", function, inputs=X, cuts=("unused",))
+    with pytest.raises(PlacementError, match="only 0 leave something to compute on both sides"):
+        choose_cuts(trace(model, model.buckets[0]), model.cuts, 2)
+
+
 def test_the_cuts_that_balance_the_stages_are_chosen():
     model, _, _ = encoder(cuts=("layers_3", "layers_2", "layers_1", "layers_2/up"))
     graph = trace(model, model.buckets[-1])
@@ -298,6 +311,30 @@ def test_nnx_transforms_keep_names():
     found, staged = run(model, ("second",), inputs)
     assert_same(found, whole(model, inputs))
     assert [len(stage.params) for stage in staged.stages] == [2, 2]
+
+
+def test_a_class_that_cannot_be_subclassed_stays_without_a_name():
+    class Final(nnx.Module):
+        def __init_subclass__(cls, **kwargs):
+            raise TypeError("final")
+
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(x)
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.second = Final(rngs), Final(rngs)
+
+        def __call__(self, x):
+            return self.second(self.first(x))
+
+    model = Model.from_nnx("m", Net(nnx.Rngs(0)), inputs=X, batch_sizes=(2,), cuts=("second/dense",))
+    inputs = {"x": np.ones((2, WIDTH), np.float32)}
+    found, _ = run(model, ("second/dense",), inputs)
+    assert_same(found, whole(model, inputs))
 
 
 def test_several_inputs_and_one_that_only_the_last_stage_uses():

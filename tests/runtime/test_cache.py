@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from jaxserve import runtime
+from jaxserve.errors import ConfigError
+
 PROGRAM = """
 import json, sys
 import jax
@@ -38,3 +41,10 @@ def test_a_second_process_compiles_nothing(tmp_path, intra_op, inter_op):
     again_hits, again_misses = run(directory, intra_op, inter_op)
     assert (again_hits, again_misses) == (hits + misses, 0)
     assert directory.stat().st_mode & 0o077 == 0
+
+
+def test_a_directory_that_others_may_write_is_refused(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write to it; give a directory of your own"):
+        runtime.enable_compilation_cache(tmp_path / "cache")

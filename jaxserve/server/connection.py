@@ -1,0 +1,356 @@
+"""One connection of the native protocol, seen from the server.
+
+Everything happens in callbacks of the loop: bytes arrive, the decoder makes requests of them, the engine takes them and
+calls back. There is no task, no future and no queue per request; a request costs one entry in `_in_flight` until it is
+settled. Answers made while bytes are being read are written when that is done; answers that come from the engine are
+written at the end of the loop's turn, all in one.
+
+    handshaking --hello--> serving --protocol error--> failed --peer closes, or linger_s passed--> closed
+                              |                                                                      ^
+                              +--------------------- peer closes, or the server ends ----------------+
+
+Reading stops while the peer does not take its answers, or while more than `max_in_flight_bytes` of requests are
+unanswered: TCP carries the pressure back. Nothing is dropped.
+"""
+
+import asyncio
+import dataclasses
+import enum
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from jaxserve.errors import EngineStopped, FrameTooLarge, InferenceError, ProtocolError, VersionMismatch
+from jaxserve.protocols import messages, native
+from jaxserve.protocols.loop import write_parts
+from jaxserve.protocols.tensors import Buffer, Unencodable
+from jaxserve.server.seam import InferenceEngine, Outputs
+
+_log = logging.getLogger("jaxserve.server")
+
+_NOT_YET = -1  # the ticket of a request that the engine is just being given
+
+# Only requests of this size are counted against max_in_flight_bytes: the others are bounded by max_in_flight.
+_LARGE_BYTES = 64 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one connection may cost.
+
+    Attributes:
+        max_frame_bytes: the largest frame that is read.
+        max_in_flight: requests that may be unanswered at a time; one more is refused, not queued.
+        max_in_flight_bytes: reading stops while large requests of more than this are unanswered.
+        write_high_water_bytes: reading stops while more than this waits for the peer to take it.
+        handshake_timeout_s: seconds within which the hello must have arrived.
+        linger_s: seconds that a peer has to close its side once it was told to.
+    """
+
+    max_frame_bytes: int
+    max_in_flight: int
+    max_in_flight_bytes: int
+    write_high_water_bytes: int
+    handshake_timeout_s: float
+    linger_s: float
+
+
+class _State(enum.Enum):
+    HANDSHAKING = enum.auto()
+    SERVING = enum.auto()
+    FAILED = enum.auto()
+    CLOSED = enum.auto()
+
+
+_SERVING, _FAILED = _State.SERVING, _State.FAILED  # looked at for every request
+
+
+class Connection(asyncio.Protocol):
+    """Carries one peer's requests to the engine and the answers back.
+
+    Args:
+        engine: what serves them.
+        agent: how the server introduces itself.
+        on_open: called with the connection when it stands.
+        on_close: called with the connection when it is gone.
+        on_settled: called when a request was settled while the connection drains.
+    """
+
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        limits: Limits,
+        *,
+        agent: str,
+        on_open: Callable[["Connection"], None],
+        on_close: Callable[["Connection"], None],
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._agent = agent
+        self._on_open = on_open
+        self._on_close = on_close
+        self._on_settled = on_settled
+        self._loop = asyncio.get_running_loop()
+        self._decoder = native.Decoder(end="server", max_frame_bytes=limits.max_frame_bytes)
+        self._state = _State.HANDSHAKING
+        self._draining = False
+        self._peer_max_frame_bytes = native.LARGEST_FRAME_BYTES
+        self._in_flight: dict[int, int] = {}  # request id -> the engine's ticket
+        self._large_bytes: dict[int, int] = {}  # request id -> bytes of its frame, for large ones
+        self._out: list[Buffer] = [native.PREAMBLE]
+        self._is_receiving = False
+        self._is_flush_due = False
+        self._is_reading_paused = False
+        self._is_writing_paused = False
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not answered."""
+        return len(self._in_flight)
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The loop has accepted the peer."""
+        transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = transport
+        transport.set_write_buffer_limits(high=self._limits.write_high_water_bytes)
+        self._timer = self._loop.call_later(self._limits.handshake_timeout_s, self._handshake_expired)
+        self._on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        """The peer has sent something."""
+        if self._state is _FAILED:
+            return
+        self._is_receiving = True
+        for message in self._decoder.feed(data):
+            if type(message) is messages.Infer:
+                self._infer(message)
+            else:
+                self._handle(message)
+            if self._state is _FAILED:
+                break
+        self._is_receiving = False
+        if self._out:
+            self._flush()
+
+    def eof_received(self) -> None:
+        """The peer has closed its side, and with that the whole connection: the loop closes ours."""
+
+    def pause_writing(self) -> None:
+        """The peer does not take its answers as fast as they come."""
+        self._is_writing_paused = True
+        self._throttle()
+
+    def resume_writing(self) -> None:
+        """The peer has caught up."""
+        self._is_writing_paused = False
+        self._throttle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone: so is the interest in its requests."""
+        self._state = _State.CLOSED
+        self._stop_timer()
+        self._out.clear()
+        self._cancel_all()
+        self._on_close(self)
+
+    # What the server calls
+
+    def say_goodbye(self, *, grace_s: float, reason: str) -> None:
+        """From here on requests are refused; those in flight go on."""
+        if self._draining:
+            return
+        self._draining = True
+        if self._state is _State.SERVING:
+            self._send(native.encode(messages.Goodbye(grace_s, reason)))
+        elif self._state is _State.HANDSHAKING:
+            self._transport.close()
+
+    def stop_in_flight(self) -> None:
+        """Answers whatever is still in flight with `EngineStopped`."""
+        error = EngineStopped("the server stopped before the request was answered")
+        for request_id, ticket in list(self._in_flight.items()):
+            self._forget(request_id)
+            self._send(native.encode(native.failure(request_id, error)))
+            self._engine.cancel(ticket)
+
+    def close(self) -> None:
+        """Closes once everything written has been taken."""
+        if self._state is not _State.CLOSED:
+            self._flush()
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        self._transport.abort()
+
+    # Messages
+
+    def _infer(self, message: messages.Infer) -> None:
+        request_id = message.id
+        in_flight = self._in_flight
+        if request_id in in_flight:
+            self._fail(ProtocolError(f"request id {request_id} is in flight already"))
+        elif self._draining:
+            self._refuse(request_id, EngineStopped("the server is draining; the request was not taken", refused=1))
+        elif len(in_flight) >= self._limits.max_in_flight:
+            text = f"more than {self._limits.max_in_flight} requests in flight on one connection"
+            self._send(native.encode(messages.Failure(request_id, "too_many_in_flight", text, {})))
+        else:
+            in_flight[request_id] = _NOT_YET
+            if message.size_bytes >= _LARGE_BYTES:
+                self._large_bytes[request_id] = message.size_bytes
+                self._throttle()
+            on_settled = functools.partial(self._settle, request_id)
+            try:
+                ticket = self._engine.submit(
+                    message.model, message.inputs, deadline_s=message.deadline_s, on_settled=on_settled
+                )
+            except Exception:  # the engine promises not to; if it does, that must cost one request, not a connection
+                self._settle_failed(request_id, "submit")
+            else:
+                if request_id in in_flight:
+                    in_flight[request_id] = ticket
+
+    def _handle(self, message: messages.Message | ProtocolError) -> None:
+        match message:
+            case messages.BadInfer(id=request_id, error=error):
+                if request_id in self._in_flight:
+                    self._fail(ProtocolError(f"request id {request_id} is in flight already"))
+                else:
+                    self._refuse(request_id, error)
+            case messages.Cancel(id=request_id):
+                ticket = self._in_flight.get(request_id)
+                if ticket is not None:
+                    self._engine.cancel(ticket)
+            case messages.StatusQuery(id=query_id):
+                self._report(query_id, self._engine.status)
+            case messages.DescribeQuery(id=query_id):
+                self._report(query_id, self._engine.describe)
+            case messages.Hello():
+                self._welcome(message)
+            case ProtocolError():
+                self._fail(message)
+            case _:
+                raise AssertionError(f"the decoder let a {type(message).__name__} through to the server")
+
+    def _welcome(self, hello: messages.Hello) -> None:
+        self._stop_timer()
+        common = set(hello.versions) & set(native.VERSIONS)
+        if not common:
+            self._fail(
+                VersionMismatch(
+                    f"{hello.agent!r} speaks versions {list(hello.versions)} of the native protocol, "
+                    f"this server {list(native.VERSIONS)}; upgrade the older of the two"
+                )
+            )
+            return
+        self._peer_max_frame_bytes = hello.max_frame_bytes
+        self._state = _State.SERVING
+        limits = self._limits
+        self._send(
+            native.encode(messages.Welcome(max(common), limits.max_frame_bytes, limits.max_in_flight, self._agent))
+        )
+
+    def _report(self, query_id: int, read: Callable[[], Any]) -> None:
+        try:
+            parts = native.encode(messages.Report(query_id, read()), max_frame_bytes=self._peer_max_frame_bytes)
+        except Exception:
+            _log.exception("a query failed")
+            parts = native.encode(messages.Failure(query_id, "server_error", "the query failed; see the log", {}))
+        self._send(parts)
+
+    def _refuse(self, request_id: int, error: InferenceError) -> None:
+        self._send(native.encode(native.failure(request_id, error)))
+
+    # Answers
+
+    def _settle(self, request_id: int, outcome: Outputs | InferenceError) -> None:
+        """The engine's answer. Not for a request that was answered otherwise, nor for a peer that is gone."""
+        if self._in_flight.pop(request_id, None) is None:
+            return
+        if self._large_bytes:
+            self._large_bytes.pop(request_id, None)
+            self._throttle()
+        if self._state is _SERVING:
+            try:
+                if isinstance(outcome, InferenceError):
+                    parts = native.encode(native.failure(request_id, outcome))
+                else:
+                    parts = native.encode_result(request_id, outcome, max_frame_bytes=self._peer_max_frame_bytes)
+            except (Unencodable, FrameTooLarge) as error:
+                parts = native.encode(messages.Failure(request_id, "server_error", f"the answer: {error}", {}))
+            self._send(parts)
+        if self._draining:
+            self._on_settled()
+
+    def _settle_failed(self, request_id: int, call: str) -> None:
+        _log.exception("the engine's %s raised", call)
+        if request_id in self._in_flight:
+            self._forget(request_id)
+            text = "the server failed on this request; its log says more"
+            self._send(native.encode(messages.Failure(request_id, "server_error", text, {})))
+
+    def _forget(self, request_id: int) -> None:
+        del self._in_flight[request_id]
+        if self._large_bytes.pop(request_id, None) is not None:
+            self._throttle()
+
+    def _cancel_all(self) -> None:
+        for request_id, ticket in list(self._in_flight.items()):
+            self._engine.cancel(ticket)
+            self._in_flight.pop(request_id, None)
+        self._large_bytes.clear()
+
+    def _send(self, parts: list[Buffer]) -> None:
+        self._out += parts
+        if not self._is_receiving and not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        parts, self._out = self._out, []
+        if not parts or self._transport.is_closing():
+            return
+        write_parts(self._transport, parts)
+
+    # The connection itself
+
+    def _throttle(self) -> None:
+        pause = self._is_writing_paused or sum(self._large_bytes.values()) > self._limits.max_in_flight_bytes
+        if pause == self._is_reading_paused or self._transport.is_closing():
+            return
+        self._is_reading_paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _fail(self, error: ProtocolError) -> None:
+        """Tells the peer why, and waits a little for it to read that: closing at once could destroy the message."""
+        _log.info("ending the connection of %s: %s", self._transport.get_extra_info("peername") or "a peer", error)
+        self._send(native.encode(native.connection_failure(error)))
+        self._state = _State.FAILED
+        self._stop_timer()
+        self._cancel_all()
+        self._flush()
+        if not self._transport.is_closing():
+            if self._is_reading_paused:  # what still comes is ignored, but the peer's end must be seen
+                self._transport.resume_reading()
+            self._transport.write_eof()
+            self._timer = self._loop.call_later(self._limits.linger_s, self._transport.abort)
+
+    def _handshake_expired(self) -> None:
+        self._fail(ProtocolError(f"no hello within {self._limits.handshake_timeout_s} s"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
