@@ -78,7 +78,7 @@ def calls(devices: int) -> dict[str, Any]:
     import numpy as np
 
     from jaxserve import runtime
-    from jaxserve.plan import ParallelConfig
+    from jaxserve.plans import ParallelConfig
     from jaxserve.runtime.weights import STACK_BELOW_BYTES
 
     model = transformer()

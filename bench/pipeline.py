@@ -20,7 +20,7 @@ from record import circumstances, write
 
 from jaxserve import Engine, Model, Placement, TensorSpec
 from jaxserve.cli.devices import use_cpu_devices
-from jaxserve.plan import Group
+from jaxserve.plans import Group
 
 STAGES = 4
 REQUESTS = 12

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxserve.client import AsyncClient, Client
     from jaxserve.engine import Engine
     from jaxserve.model import Model, TensorSpec
-    from jaxserve.plan import ParallelConfig, Placement, Profile
+    from jaxserve.plans import ParallelConfig, Placement, Profile
     from jaxserve.runtime import parallelize, profile
     from jaxserve.simulator import simulate
     from jaxserve.workload import Workload
@@ -23,9 +23,9 @@ _HOMES = {
     "Client": "jaxserve.client",
     "Engine": "jaxserve.engine",
     "Model": "jaxserve.model",
-    "ParallelConfig": "jaxserve.plan",
-    "Placement": "jaxserve.plan",
-    "Profile": "jaxserve.plan",
+    "ParallelConfig": "jaxserve.plans",
+    "Placement": "jaxserve.plans",
+    "Profile": "jaxserve.plans",
     "TensorSpec": "jaxserve.model",
     "Workload": "jaxserve.workload",
     "parallelize": "jaxserve.runtime",

@@ -44,7 +44,7 @@ from jaxserve.errors import (
 )
 from jaxserve.metrics import GroupMetrics, ModelMetrics
 from jaxserve.model import Model, TensorSpec
-from jaxserve.plan import Group, Placement
+from jaxserve.plans import Group, Placement
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
 from jaxserve.scheduling import DISPATCHES, Scheduler
 

@@ -20,7 +20,7 @@ from jaxserve.errors import (
     ModelNotFound,
 )
 from jaxserve.models import minilm
-from jaxserve.plan import Group
+from jaxserve.plans import Group
 from jaxserve.protocols.loop import loop_factory
 from jaxserve.server import NativeServer
 

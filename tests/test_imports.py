@@ -20,7 +20,7 @@ PACKAGE = ROOT / "jaxserve"
 ROOMS = (
     "errors",
     "request",
-    "plan",
+    "plans",
     "config",
     "model",
     "scheduling",
@@ -208,19 +208,19 @@ def test_imports_inside_functions_are_of_optional_packages():
 @pytest.mark.parametrize(
     ("source", "targets"),
     [
-        ("import jaxserve.plan", ["jaxserve.plan"]),
-        ("from jaxserve import plan", ["jaxserve.plan"]),
-        ("from jaxserve.plan import Profile", ["jaxserve.plan"]),
+        ("import jaxserve.plans", ["jaxserve.plans"]),
+        ("from jaxserve import plans", ["jaxserve.plans"]),
+        ("from jaxserve.plans import Profile", ["jaxserve.plans"]),
         ("from . import fifo", ["jaxserve.scheduling.fifo"]),
         ("from .fifo import Fifo", ["jaxserve.scheduling.fifo"]),
-        ("from ..plan import Profile", ["jaxserve.plan"]),
+        ("from ..plans import Profile", ["jaxserve.plans"]),
         ("def f():\n    import jaxserve.engine", ["jaxserve.engine"]),
         ("if TYPE_CHECKING:\n    from jaxserve.engine import Engine", ["jaxserve.engine"]),
         ("import importlib\nx = importlib.import_module('jaxserve.engine')", ["importlib", "jaxserve.engine"]),
     ],
 )
 def test_imports_are_found_wherever_they_stand(source, targets):
-    known = {"jaxserve.plan", "jaxserve.engine", "jaxserve.scheduling.fifo"}
+    known = {"jaxserve.plans", "jaxserve.engine", "jaxserve.scheduling.fifo"}
     found = imports_of("jaxserve.scheduling.core", source, is_package=False, known=known)
     assert [each.target for each in found] == targets
 
@@ -229,10 +229,10 @@ def test_a_back_edge_and_a_cycle_are_seen():
     def edge(module: str, target: str) -> Import:
         return Import(module=module, target=target, line=1, deferred=False)
 
-    assert back_edges([edge("jaxserve.plan", "jaxserve.engine")]) == [
-        "jaxserve.plan, line 1: imports jaxserve.engine: 'engine' comes after 'plan'"
+    assert back_edges([edge("jaxserve.plans", "jaxserve.engine")]) == [
+        "jaxserve.plans, line 1: imports jaxserve.engine: 'engine' comes after 'plans'"
     ]
-    assert not back_edges([edge("jaxserve.engine", "jaxserve.plan")])
+    assert not back_edges([edge("jaxserve.engine", "jaxserve.plans")])
     assert set(cycle([edge("jaxserve.a", "jaxserve.b"), edge("jaxserve.b", "jaxserve.a")])) == {
         "jaxserve.a",
         "jaxserve.b",

@@ -22,7 +22,7 @@ from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError, InferenceError
 from jaxserve.model import Model
 from jaxserve.models import gpt, minilm, moe, vit
-from jaxserve.plan import Group, Placement
+from jaxserve.plans import Group, Placement
 from jaxserve.protocols.loop import loop_factory
 from jaxserve.runtime import enable_compilation_cache
 from jaxserve.server import NativeServer
@@ -36,7 +36,7 @@ LOAD = 0.25
 SLO_SCALE = 10.0
 SMALLEST_SLO_S = 0.1
 OVERHEAD_S = 0.02
-"""Kept in hand at admission: the fake devices share the machine's cores, so stages take longer side by side than alone."""
+"""Kept in hand at admission: the fake devices share the machine's cores, so stages slow each other down."""
 SENTENCES = (
     "A cat sleeps on the warm sofa.",
     "The kitten naps on the couch.",

@@ -11,7 +11,7 @@ from jaxserve.cli.factory import load_models
 from jaxserve.cli.show import milliseconds, print_json, print_table, telling
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError
-from jaxserve.plan import ParallelConfig, Profile, Profiles
+from jaxserve.plans import ParallelConfig, Profile, Profiles
 from jaxserve.runtime import enable_compilation_cache, load
 
 

@@ -16,7 +16,7 @@ from jaxserve.config import cache_directory
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
 from jaxserve.model import Model
-from jaxserve.plan import Placement
+from jaxserve.plans import Placement
 from jaxserve.protocols.loop import loop_factory
 from jaxserve.runtime import CompilationCache, enable_compilation_cache
 from jaxserve.server import NativeServer

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxserve.cli.show import milliseconds, percent, print_json, print_table
 from jaxserve.errors import ConfigError
-from jaxserve.plan import Fleet, Placement, Profiles, write_bytes
+from jaxserve.plans import Fleet, Placement, Profiles, write_bytes
 from jaxserve.scheduling import DISPATCHES
 from jaxserve.simulator import SimulationResult, simulate
 from jaxserve.workload import Workload

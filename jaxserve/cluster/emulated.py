@@ -17,7 +17,7 @@ from jaxserve.cluster.seam import Inputs, Job, Listener, Outputs
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.model.signature import numpy_dtype
-from jaxserve.plan import Group, Profiles
+from jaxserve.plans import Group, Profiles
 from jaxserve.scheduling import Latencies
 from jaxserve.simulator import StageTime, as_profiled
 

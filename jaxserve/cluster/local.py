@@ -19,7 +19,7 @@ import jax
 from jaxserve.cluster.seam import Job, Listener
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
-from jaxserve.plan import Group, ParallelConfig, Profile
+from jaxserve.plans import Group, ParallelConfig, Profile
 from jaxserve.runtime import Pipeline, load
 from jaxserve.runtime.pipeline import Values
 from jaxserve.scheduling import Latencies

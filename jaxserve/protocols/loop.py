@@ -1,4 +1,4 @@
-"""What the protocols need of asyncio: the fastest event loop of the platform, and a way to write what the codec makes."""
+"""What the protocols need of asyncio: the fastest event loop of the platform, and writing what the codec makes."""
 
 import asyncio
 import itertools
@@ -20,8 +20,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def write_parts(transport: asyncio.WriteTransport, parts: Sequence[Buffer]) -> None:
     """Writes buffers in their order: small ones joined, large tensors (the memoryviews) from where they are.
 
-    Not with `writelines`: that of Python 3.12.0 to 3.12.7 lacks flow control, and never ends if the last buffer is empty.
-    uvloop gathers single writes into one system call all the same.
+    Not with `writelines`: that of asyncio in Python 3.12.1 lacks flow control, and never ends if the last buffer is
+    empty. uvloop gathers single writes into one system call all the same.
     """
     if memoryview not in map(type, parts):
         transport.write(b"".join(parts))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxserve.model import Model
-from jaxserve.plan import ParallelConfig, Profile
+from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.loading import Progress, load
 from jaxserve.runtime.pipeline import Pipeline
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.parallel import Sharded, StageGraph, choose_cuts, cut, shard_batch, trace
-from jaxserve.plan import ParallelConfig, Profile
+from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.compiled import Executable, LoweredStage, make_mesh
 from jaxserve.runtime.measure import measure_stages
 from jaxserve.runtime.pipeline import Pipeline

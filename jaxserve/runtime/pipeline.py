@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxserve.model import Model
-from jaxserve.plan import ParallelConfig, Profile
+from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.compiled import Executable
 
 Values = Sequence[Any]  # jax arrays, and numpy arrays of inputs that no stage has used yet

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxserve.errors import ConfigError, PlacementError
-from jaxserve.plan import Fleet, Group, Placement, Profiles, Segment
+from jaxserve.plans import Fleet, Group, Placement, Profiles, Segment
 from jaxserve.request import Done, Request
 from jaxserve.scheduling import DISPATCHES, Latencies, Scheduler
 from jaxserve.simulator.reference import Reference

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxserve.errors import FileFormatError
-from jaxserve.plan import write_bytes, write_text
+from jaxserve.plans import write_bytes, write_text
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]

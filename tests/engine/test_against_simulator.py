@@ -22,7 +22,7 @@ from jaxserve.errors import (
     RequestCancelled,
 )
 from jaxserve.model import Model, TensorSpec
-from jaxserve.plan import Group, Placement, Profile, Profiles
+from jaxserve.plans import Group, Placement, Profile, Profiles
 from jaxserve.request import Done, FailReason, Outcome, Rejected, Request
 from jaxserve.scheduling import Scheduler
 from jaxserve.simulator import Answer, Reference

@@ -25,7 +25,7 @@ from jaxserve.errors import (
     PlacementError,
 )
 from jaxserve.model import Model, TensorSpec
-from jaxserve.plan import Group, Placement, Profile, Profiles, Segment
+from jaxserve.plans import Group, Placement, Profile, Profiles, Segment
 from jaxserve.request import Request
 from tests.jumping_loop import run, until
 

@@ -16,7 +16,7 @@ import pytest
 from jaxserve.engine import Engine, default_placement
 from jaxserve.errors import DeadlineExceeded, EngineStopped, InvalidInput, ModelFailed, PlacementError
 from jaxserve.model import Model, TensorSpec
-from jaxserve.plan import Group, Placement
+from jaxserve.plans import Group, Placement
 
 X = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
 SPEC = {"x": TensorSpec(("batch", 16), "float32")}

@@ -13,7 +13,7 @@ PROGRAM = """
 import json, sys
 import jax
 from jaxserve import runtime
-from jaxserve.plan import ParallelConfig
+from jaxserve.plans import ParallelConfig
 from tests.model.toys import ids_of, nnx_net
 
 jax.jit(lambda x: x + 1)(1).block_until_ready()  # a compilation before the cache is enabled

@@ -18,7 +18,7 @@ import jaxserve
 from jaxserve import runtime
 from jaxserve.errors import InvalidInput, PlacementError
 from jaxserve.model import Model, TensorSpec
-from jaxserve.plan import ParallelConfig
+from jaxserve.plans import ParallelConfig
 from jaxserve.runtime.measure import LEAST_RUNS, MOST_RUNS, measure_stages
 from tests.model.toys import (
     IDS,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxserve.plan import Fleet, Placement, Profiles
+from jaxserve.plans import Fleet, Placement, Profiles
 from jaxserve.simulator import simulate
 from jaxserve.simulator.simulate import SERVED
 from jaxserve.workload import Workload

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxserve.errors import ConfigError, PlacementError
-from jaxserve.plan import Fleet, FleetModel, Group, Placement, Profile, Profiles
+from jaxserve.plans import Fleet, FleetModel, Group, Placement, Profile, Profiles
 from jaxserve.simulator import simulate
 from jaxserve.workload import Workload
 

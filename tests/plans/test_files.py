@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import FileFormatError
-from jaxserve.plan import Fleet, Group, ParallelConfig, Placement, Profiles, write_text
+from jaxserve.plans import Fleet, Group, ParallelConfig, Placement, Profiles, write_text
 
 ROW = {
     "intra_op": 1,

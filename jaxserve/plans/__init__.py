@@ -1,9 +1,9 @@
 """Frozen values that pass between offline and online work, and their files."""
 
-from jaxserve.plan.fields import write_bytes, write_json, write_text
-from jaxserve.plan.fleet import Fleet, FleetModel
-from jaxserve.plan.placement import Group, Placement, Segment
-from jaxserve.plan.profile import ParallelConfig, Profile, Profiles
+from jaxserve.plans.fields import write_bytes, write_json, write_text
+from jaxserve.plans.fleet import Fleet, FleetModel
+from jaxserve.plans.placement import Group, Placement, Segment
+from jaxserve.plans.profile import ParallelConfig, Profile, Profiles
 
 __all__ = [
     "Fleet",

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from jaxserve.plan.fields import Fields, read_json, write_json
+from jaxserve.plans.fields import Fields, read_json, write_json
 
 FORMAT = "jaxserve-fleet/1"
 

@@ -4,8 +4,8 @@ import dataclasses
 import os
 from collections.abc import Iterable
 
-from jaxserve.plan.fields import Fields, read_json, write_json
-from jaxserve.plan.profile import ParallelConfig
+from jaxserve.plans.fields import Fields, read_json, write_json
+from jaxserve.plans.profile import ParallelConfig
 
 FORMAT = "jaxserve-placement/1"
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-from jaxserve.plan.fields import Fields, read_json, write_json
+from jaxserve.plans.fields import Fields, read_json, write_json
 
 FORMAT = "jaxserve-profiles/1"
 SOURCES = ("measured", "estimated", "published")
