@@ -28,6 +28,7 @@ setup(
         "click>=8.1",
         "flax>=0.12",
         "jax>=0.10.2",
+        "ml_dtypes>=0.5",
         "msgpack>=1.0.8",
         "numpy>=2.0",
         "rich>=13",

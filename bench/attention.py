@@ -11,10 +11,8 @@ in float32) is reported as such. The `regimes` in the file are what goes into `M
 import argparse
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxserve_kernels.attention import Regime, attention_reference, fused_attention
+from record import circumstances, write
 
 SYSTEMS = ("kernel", "reference", "xla", "cudnn")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 5e-3}
@@ -171,17 +170,6 @@ def regimes(rows: Sequence[tuple[Case, dict[str, dict[str, Any]]]], device_kind:
     return found
 
 
-def describe_machine() -> dict[str, Any]:
-    """Commit, machine and versions."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip() or None,
-        "machine": {"platform": platform.platform(), "device_kind": jax.devices()[0].device_kind},
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
-    }
-
-
 def print_table(rows: Sequence[tuple[Case, dict[str, dict[str, Any]]]]) -> None:
     """Microseconds of each system in each case."""
     print(f"{'case':<48}" + "".join(f"{system:>12}" for system in SYSTEMS) + "   median, microseconds")
@@ -220,18 +208,17 @@ def main() -> None:
     by_system = {system: in_fresh_process(system, cases, arguments.seed) for system in SYSTEMS}
     rows = [(case, {system: by_system[system][index] for system in SYSTEMS}) for index, case in enumerate(cases)]
     print_table(rows)
-    about = describe_machine()
-    won = regimes(rows, about["machine"]["device_kind"])
+    device_kind = jax.devices()[0].device_kind
+    won = regimes(rows, device_kind)
     print("\n".join(map(str, won)) or "the kernel won nowhere")
-    if arguments.output:
-        report = {
-            "format": "jaxserve-bench-attention/1",
-            **about,
-            "seed": arguments.seed,
-            "rows": [{**dataclasses.asdict(case), "results": results} for case, results in rows],
-            "regimes": [dataclasses.asdict(regime) for regime in won],
-        }
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {
+        "benchmark": "attention",
+        **circumstances(seed=arguments.seed),
+        "device_kind": device_kind,
+        "rows": [{**dataclasses.asdict(case), "results": results} for case, results in rows],
+        "regimes": [dataclasses.asdict(regime) for regime in won],
+    }
+    write(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ brings; there the floor shares all system calls and has next to nothing left to 
 Each round starts fresh processes; rounds of the systems alternate; the table shows medians over the rounds, and
 the ratios are medians of the rounds' ratios.
 
-    python bench/overhead.py [--seconds 2] [--repeats 5] [--json FILE]
+    python bench/overhead.py [--seconds 2] [--repeats 5] [-o FILE]
 """
 
 import argparse
 import asyncio
 import contextlib
 import dataclasses
-import importlib.metadata
 import itertools
 import json
-import os
-import platform
 import statistics
 import struct
 import subprocess
@@ -35,6 +32,7 @@ from typing import Any, cast
 
 import msgpack
 import numpy as np
+from record import circumstances, write
 
 from jaxserve.client import AsyncClient
 from jaxserve.protocols import messages, native
@@ -480,30 +478,6 @@ def verdict(value: float, limit: str) -> str:
     return f"target {limit}: {'met' if met else 'MISSED'}"
 
 
-def circumstances(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return {
-        "commit": git("rev-parse", "HEAD") + (" (modified)" if git("status", "--porcelain") else ""),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("jax", "numpy", "msgpack", "uvloop")},
-        },
-        "seed": SEED,
-        "seconds": arguments.seconds,
-        "repeats": arguments.repeats,
-    }
-
-
 def run(arguments: argparse.Namespace) -> None:
     """All rounds, the table and the file."""
     rounds, in_process_rounds = [], []
@@ -513,7 +487,9 @@ def run(arguments: argparse.Namespace) -> None:
         in_process_rounds.append(one_in_process_round())
     results = {
         "benchmark": "overhead",
-        **circumstances(arguments),
+        **circumstances(seed=SEED),
+        "seconds": arguments.seconds,
+        "repeats": arguments.repeats,
         **collect(rounds, in_process_rounds),
         "rounds": [
             {"network": network, "in_process": inside}
@@ -521,9 +497,7 @@ def run(arguments: argparse.Namespace) -> None:
         ],
     }
     show(results)
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(arguments.output, results)
 
 
 def play(role: str, *words: str) -> None:
@@ -549,7 +523,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("-o", "--output", type=Path, help="where to write the figures as JSON")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role:

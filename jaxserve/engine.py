@@ -285,7 +285,8 @@ class Engine:
         """
         now_s = self._clock()
         if not self._accepting:
-            on_settled(EngineStopped("the engine is not running, or is stopping; send to another one"))
+            # refused=1: it was never taken in, so a client may send it elsewhere
+            on_settled(EngineStopped("the engine is not running, or is stopping; send to another one", refused=1))
             return -1
         try:
             served = self._model(model)

@@ -12,7 +12,7 @@ from jaxserve.cli.show import milliseconds, print_json, print_table, telling
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError
 from jaxserve.plans import ParallelConfig, Profile, Profiles
-from jaxserve.runtime import enable_compilation_cache, load
+from jaxserve.runtime import enable_compilation_cache, profile
 
 
 @click.command("profile")
@@ -44,15 +44,11 @@ def command(
     rows: dict[str, tuple[Profile, ...]] = {}
     with telling("profiling") as tell:
         for model in loaded:
-            if model.on_host:
-                raise ConfigError(f"model {model.name!r} needs no device, so it has no profile; leave it out")
 
             def report(what: str, done: int, total: int, name: str = model.name) -> None:
                 tell(f"{name}: {what} {done} of {total}")
 
-            pipeline = load(model, config, devices[: config.devices], progress=report)
-            rows[model.name] = pipeline.profiles
-            pipeline.close()
+            rows[model.name] = profile(model, config, devices=devices, progress=report)
     stats = devices[0].memory_stats() or {}
     profiles = Profiles(
         device_kind=devices[0].device_kind, memory_bytes=float(stats.get("bytes_limit", 0)), models=rows
