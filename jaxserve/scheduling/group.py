@@ -12,6 +12,7 @@ group is told of anything else (a stage ends early or late, a request is cancell
 """
 
 import dataclasses
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -55,33 +56,26 @@ class GroupState:
         self._entries: dict[int, Entry] = {}  # in order of admission
         self._clocks: list[float] = [0.0] * stages
         self._stale = False
+        self._overdue_s = math.inf  # when the first of what runs will have run longer than expected
 
     def clocks(self, now_s: float) -> list[float]:
         """When each stage will have finished everything admitted; a copy is not made."""
-        if not self._stale:
-            for entry, end in zip(self._running, self._ends, strict=True):
-                if entry is not None and end < now_s:
-                    break  # something runs longer than expected
-            else:
-                return self._clocks
-        self._replay(now_s)
+        if self._stale or self._overdue_s < now_s:
+            self._replay(now_s)
         return self._clocks
 
-    def predict(self, latency_s: Sequence[float], now_s: float) -> float:
-        """When a request that arrives now would leave the last stage."""
+    def predict(self, latency_s: Sequence[float], now_s: float) -> list[float]:
+        """The clocks as they would be with one more request that arrives now; the last is when it would be done."""
         finish_s = now_s
+        ahead: list[float] = []
         for clock, latency in zip(self.clocks(now_s), latency_s, strict=True):
             finish_s = (clock if clock > finish_s else finish_s) + latency
-        return finish_s
+            ahead.append(finish_s)
+        return ahead
 
-    def admit(self, request: Request, latency_s: Sequence[float], now_s: float) -> bool:
-        """Takes a request in; True where stage 0 begins it at once."""
-        clocks = self.clocks(now_s)
-        finish_s = now_s
-        for stage, latency in enumerate(latency_s):
-            clock = clocks[stage]
-            finish_s = (clock if clock > finish_s else finish_s) + latency
-            clocks[stage] = finish_s
+    def admit(self, request: Request, latency_s: Sequence[float], ahead: list[float], now_s: float) -> bool:
+        """Takes a request in, `ahead` being what `predict` has just said; True where stage 0 begins it at once."""
+        self._clocks = ahead
         entry = Entry(request, latency_s)
         self._entries[request.id] = entry
         if self._running[0] is None:
@@ -105,6 +99,10 @@ class GroupState:
         self._freed[stage] = now_s
         if self._ends[stage] != now_s:
             self._stale = True
+        self._overdue_s = math.inf
+        for other, end_s in zip(self._running, self._ends, strict=True):
+            if other is not None and end_s < self._overdue_s:
+                self._overdue_s = end_s
         entry.running = False
         last = stage + 1 == len(self._running)
         if last or leave or entry.abandoned:
@@ -144,6 +142,7 @@ class GroupState:
                 self._running[stage] = None
                 self._freed[stage] = now_s
         self._stale = True
+        self._overdue_s = math.inf
         return lost
 
     def holds(self, model: str) -> bool:
@@ -163,16 +162,15 @@ class GroupState:
     def _begin(self, entry: Entry, stage: int, now_s: float) -> None:
         entry.running = True
         self._running[stage] = entry
-        self._ends[stage] = now_s + entry.latency_s[stage]
+        self._ends[stage] = end_s = now_s + entry.latency_s[stage]
+        if end_s < self._overdue_s:
+            self._overdue_s = end_s
 
     def _replay(self, now_s: float) -> None:
         clocks = list(self._freed)
-        overdue = False
         for stage, entry in enumerate(self._running):
             if entry is not None:
-                end_s = self._ends[stage]
-                overdue = overdue or end_s < now_s
-                clocks[stage] = max(end_s, now_s)
+                clocks[stage] = max(self._ends[stage], now_s)
         for entry in self._entries.values():
             if entry.abandoned:
                 continue
@@ -182,4 +180,4 @@ class GroupState:
                 finish_s = (clock if clock > finish_s else finish_s) + entry.latency_s[stage]
                 clocks[stage] = finish_s
         self._clocks = clocks
-        self._stale = overdue
+        self._stale = False

@@ -57,6 +57,7 @@ class Scheduler:
         self._dispatch = dispatch
         self._overhead_s = overhead_s
         self._holders: dict[str, list[Candidate]] = {}
+        self._open: dict[str, list[Candidate]] = {}  # of the holders, the healthy ones
         self._group_of: dict[int, int] = {}
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; holds settled requests until it is pruned
 
@@ -70,24 +71,25 @@ class Scheduler:
         holders = [candidate for candidate in self._holders.get(model, []) if candidate[0] != group]
         holders.append((group, self.groups[group], latency_s))
         self._holders[model] = sorted(holders, key=lambda candidate: candidate[0])
+        self._find_open()
 
     def withdraw(self, group: int, model: str) -> None:
         """Sends no further request of `model` to `group`; what is inside goes on."""
         self._holders[model] = [candidate for candidate in self._holders[model] if candidate[0] != group]
+        self._find_open()
 
     def submit(self, request: Request, *, now_s: float) -> Admitted | Rejected:
         """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`."""
-        holders = self._holders.get(request.model)
-        if holders and not all(candidate[1].healthy for candidate in holders):
-            holders = [candidate for candidate in holders if candidate[1].healthy]
+        holders = self._open.get(request.model)
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf)
         index, group, latencies = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
         latency_s = latencies[request.bucket]
-        finish_s = group.predict(latency_s, now_s) + self._overhead_s
+        ahead = group.predict(latency_s, now_s)
+        finish_s = ahead[-1] + self._overhead_s
         if finish_s - request.arrival_s > request.slo_s:
             return Rejected(id=request.id, predicted_finish_s=finish_s)
-        begins = group.admit(request, latency_s, now_s)
+        begins = group.admit(request, latency_s, ahead, now_s)
         self._group_of[request.id] = index
         if request.slo_s != math.inf:
             self._watch(request)
@@ -147,6 +149,7 @@ class Scheduler:
         """Fails everything inside a group and sends nothing to it until `restore_group`."""
         state = self.groups[group]
         state.healthy = False
+        self._find_open()
         lost = state.clear(now_s)
         for request_id in lost:
             del self._group_of[request_id]
@@ -155,11 +158,18 @@ class Scheduler:
     def restore_group(self, group: int) -> None:
         """Sends requests to a group again."""
         self.groups[group].healthy = True
+        self._find_open()
 
     @property
     def in_flight(self) -> Sequence[int]:
         """Ids of the requests that somebody waits for, in no order."""
         return tuple(self._group_of)
+
+    def _find_open(self) -> None:
+        self._open = {
+            model: [candidate for candidate in holders if candidate[1].healthy]
+            for model, holders in self._holders.items()
+        }
 
     def _begin(self, state: GroupState, stage: int, now_s: float, begins: list[tuple[int, int]]) -> None:
         request_id = state.begin_next(stage, now_s)
