@@ -2,8 +2,7 @@
 
 Everything happens in callbacks of the loop: bytes arrive, the decoder makes requests of them, the engine takes them and
 calls back. There is no task, no future and no queue per request; a request costs one entry in `_in_flight` until it is
-settled. Answers made while bytes are being read are written when that is done; answers that come from the engine are
-written at the end of the loop's turn, all in one.
+settled. Answers are written at the end of the loop's turn (`Flusher`), those of one connection all in one.
 
     handshaking --hello--> serving --protocol error--> failed --peer closes, or linger_s passed--> closed
                               |                                                                      ^
@@ -66,11 +65,35 @@ class _State(enum.Enum):
 _SERVING, _FAILED = _State.SERVING, _State.FAILED  # looked at for every request
 
 
+class Flusher:
+    """Writes what all connections of a server have to say, one after the other, at the end of the loop's turn.
+
+    A write to a client that sleeps wakes it, which on a virtual machine takes longer than to serve a small request.
+    Among the answers of one turn only the first one pays for that; with a write for each, all of them did.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._due: list[Connection] = []
+
+    def add(self, connection: "Connection") -> None:
+        """Has `connection` flushed in this turn."""
+        if not self._due:
+            self._loop.call_soon(self._flush)
+        self._due.append(connection)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for connection in due:
+            connection.flush()
+
+
 class Connection(asyncio.Protocol):
     """Carries one peer's requests to the engine and the answers back.
 
     Args:
         engine: what serves them.
+        flusher: the server's.
         agent: how the server introduces itself.
         on_open: called with the connection when it stands.
         on_close: called with the connection when it is gone.
@@ -81,6 +104,7 @@ class Connection(asyncio.Protocol):
         self,
         engine: InferenceEngine,
         limits: Limits,
+        flusher: Flusher,
         *,
         agent: str,
         on_open: Callable[["Connection"], None],
@@ -89,6 +113,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._engine = engine
         self._limits = limits
+        self._flusher = flusher
         self._agent = agent
         self._on_open = on_open
         self._on_close = on_close
@@ -101,7 +126,6 @@ class Connection(asyncio.Protocol):
         self._in_flight: dict[int, int] = {}  # request id -> the engine's ticket
         self._large_bytes: dict[int, int] = {}  # request id -> bytes of its frame, for large ones
         self._out: list[Buffer] = [native.PREAMBLE]
-        self._is_receiving = False
         self._is_flush_due = False
         self._is_reading_paused = False
         self._is_writing_paused = False
@@ -127,7 +151,6 @@ class Connection(asyncio.Protocol):
         """The peer has sent something."""
         if self._state is _FAILED:
             return
-        self._is_receiving = True
         for message in self._decoder.feed(data):
             if type(message) is messages.Infer:
                 self._infer(message)
@@ -135,9 +158,6 @@ class Connection(asyncio.Protocol):
                 self._handle(message)
             if self._state is _FAILED:
                 break
-        self._is_receiving = False
-        if self._out:
-            self._flush()
 
     def eof_received(self) -> None:
         """The peer has closed its side, and with that the whole connection: the loop closes ours."""
@@ -183,7 +203,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Closes once everything written has been taken."""
         if self._state is not _State.CLOSED:
-            self._flush()
+            self.flush()
             self._transport.close()
 
     def abort(self) -> None:
@@ -310,11 +330,12 @@ class Connection(asyncio.Protocol):
 
     def _send(self, parts: list[Buffer]) -> None:
         self._out += parts
-        if not self._is_receiving and not self._is_flush_due:
+        if not self._is_flush_due:
             self._is_flush_due = True
-            self._loop.call_soon(self._flush)
+            self._flusher.add(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what waits to be written."""
         self._is_flush_due = False
         parts, self._out = self._out, []
         if not parts or self._transport.is_closing():
@@ -340,7 +361,7 @@ class Connection(asyncio.Protocol):
         self._state = _State.FAILED
         self._stop_timer()
         self._cancel_all()
-        self._flush()
+        self.flush()
         if not self._transport.is_closing():
             if self._is_reading_paused:  # what still comes is ignored, but the peer's end must be seen
                 self._transport.resume_reading()

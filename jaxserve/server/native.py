@@ -11,7 +11,7 @@ from typing import Self
 from jaxserve.errors import ConfigError
 from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.native import AGENT, DEFAULT_MAX_FRAME_BYTES, LARGEST_FRAME_BYTES
-from jaxserve.server.connection import Connection, Limits
+from jaxserve.server.connection import Connection, Flusher, Limits
 from jaxserve.server.seam import InferenceEngine
 
 _BACKLOG = 1024
@@ -103,6 +103,7 @@ class NativeServer:
         return sum(connection.in_flight for connection in self._connections)
 
     async def __aenter__(self) -> Self:
+        self._flusher = Flusher()
         try:
             if self._requested_port is not None:
                 await self._listen_tcp(self._requested_port)
@@ -186,6 +187,7 @@ class NativeServer:
         return Connection(
             self._engine,
             self._limits,
+            self._flusher,
             agent=AGENT,
             on_open=self._opened,
             on_close=self._closed,
