@@ -260,7 +260,13 @@ class Engine:
             GroupFailed: its group was lost.
             EngineStopped: the engine stops.
         """
-        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and loop is not self._loop:
+            raise EngineStopped(
+                "this engine runs on another event loop; call it there (asyncio.run_coroutine_threadsafe), or use a "
+                "server and a jaxserve.Client"
+            )
+        answer: asyncio.Future[Outputs] = loop.create_future()
 
         def settle(result: Outputs | InferenceError) -> None:
             if answer.done():

@@ -16,7 +16,7 @@ _REPEATS = 5
 def run_on_host(job: Job) -> None:
     """Runs a job's model on its inputs, as they are, without padding."""
     try:
-        job.outputs = job.model.call_on_host(dict(job.inputs))
+        job.outputs = job.model.call_on_host(job.inputs)
     except Exception as error:  # whatever a model raises is the answer to its request
         job.error = error
 

@@ -311,7 +311,7 @@ class Model:
             cut[name] = value if value.shape == tuple(extents) else value[tuple(map(slice, extents))]
         return cut
 
-    def call_on_host(self, inputs: Arrays) -> Arrays:
+    def call_on_host(self, inputs: Mapping[str, Any]) -> Arrays:
         """The named outputs of an `on_host` model, computed here and now.
 
         Raises:
@@ -319,6 +319,8 @@ class Model:
         """
         try:
             returned = self._adapter.apply(None, inputs)
+            if type(returned) is np.ndarray and len(self.outputs) == 1:  # the usual case, in a third of the time
+                return dict.fromkeys(self.outputs, returned)
             return {name: np.asarray(value) for name, value in self._outputs.named(returned).items()}
         except Exception as error:
             raise ModelFailed(f"{self.name!r} raised {type(error).__name__}: {error}") from error

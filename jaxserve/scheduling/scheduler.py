@@ -98,19 +98,23 @@ class Scheduler:
     def stage_done(self, group: int, stage: int, request_id: int, *, now_s: float, failed: bool = False) -> Step:
         """Reports that a stage has ended a request, or that the model raised on it there."""
         state = self.groups[group]
-        entry = state.stage_done(stage, request_id, now_s, leave=failed)
+        left = state.stage_done(stage, request_id, now_s, leave=failed)
         outcome: Done | Failed | None = None
         begins: list[tuple[int, int]] = []
-        if entry is None:
+        if left is None:
             if stage + 1 < state.stages:
-                self._begin(state, stage + 1, now_s, begins)
-        elif not entry.abandoned:
+                begun = state.begin_next(stage + 1, now_s)
+                if begun is not None:
+                    begins.append((stage + 1, begun))
+        elif not left.abandoned:
             del self._group_of[request_id]
             if failed:
                 outcome = Failed(id=request_id, group=group, reason=FailReason.MODEL)
             else:
                 outcome = Done(id=request_id, group=group, finish_s=now_s + self._overhead_s)
-        self._begin(state, stage, now_s, begins)
+        begun = state.begin_next(stage, now_s)
+        if begun is not None:
+            begins.append((stage, begun))
         return Step(outcome, begins)
 
     def cancel(self, request_id: int, *, reason: FailReason = FailReason.CANCELLED) -> Failed | None:
@@ -170,11 +174,6 @@ class Scheduler:
             model: [candidate for candidate in holders if candidate[1].healthy]
             for model, holders in self._holders.items()
         }
-
-    def _begin(self, state: GroupState, stage: int, now_s: float, begins: list[tuple[int, int]]) -> None:
-        request_id = state.begin_next(stage, now_s)
-        if request_id is not None:
-            begins.append((stage, request_id))
 
     def _watch(self, request: Request) -> None:
         """Notes a deadline; settled requests are pruned once they are more than half of the heap."""

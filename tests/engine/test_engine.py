@@ -303,6 +303,15 @@ def test_bad_calls_harm_nobody(
     run(main())
 
 
+def test_another_loop_is_refused() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            with pytest.raises(EngineStopped, match="runs on another event loop"):
+                await asyncio.to_thread(asyncio.run, engine.infer("m", {"x": X}))
+
+    asyncio.run(main())
+
+
 def test_lists_are_taken_for_arrays() -> None:
     async def main() -> None:
         async with serving(model()) as (engine, _):
