@@ -28,6 +28,7 @@ import jax
 
 from jaxserve.cluster import Cluster, Job, LocalCluster
 from jaxserve.cluster.host import host_latencies, run_on_host
+from jaxserve.cluster.uninterrupted import uninterrupted
 from jaxserve.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -176,7 +177,12 @@ class Engine:
             self._settle_early(ticket, FailReason.STOPPED)
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.shield(self._cluster.close())
+        _, cancelled = await uninterrupted(self._end())
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _end(self) -> None:
+        await self._cluster.close()
         if self._pool is not None:
             await asyncio.to_thread(self._pool.shutdown)
         self._models.clear()
@@ -508,7 +514,11 @@ class Engine:
                 pending.expiry.cancel()
         if not self._idle.is_set():
             self._idle.set()
-        pending.on_settled(result)
+        try:
+            pending.on_settled(result)
+        except Exception as error:  # a caller's mistake must not cost other callers their answers
+            assert self._loop is not None
+            self._loop.call_exception_handler({"message": "on_settled raised", "exception": error})
 
     def _count(self, metrics: ModelMetrics, pending: _Pending, now_s: float) -> None:
         latency_s = now_s - pending.arrival_s

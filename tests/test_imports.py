@@ -7,6 +7,7 @@ The sources are read, not run, so an import counts wherever it stands: at the to
 import ast
 import dataclasses
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,11 @@ def cycle(imports: list[Import]) -> list[str]:
 def test_every_module_is_in_a_room():
     strangers = {room_of(name) for name in MODULES} - set(ROOMS)
     assert not strangers, f"rooms without a place in the order of imports: {sorted(strangers)}"
+
+
+def test_contributing_lists_the_rooms_in_this_order():
+    rows = re.findall(r"^\| (`.*`) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+    assert tuple(name for row in rows for name in re.findall(r"`(\w+)`", row)) == ROOMS
 
 
 def test_no_back_edge():

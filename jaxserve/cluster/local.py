@@ -17,7 +17,8 @@ from typing import Any
 import jax
 
 from jaxserve.cluster.seam import Job, Listener
-from jaxserve.errors import PlacementError
+from jaxserve.cluster.uninterrupted import uninterrupted
+from jaxserve.errors import EngineStopped, PlacementError
 from jaxserve.model import Model
 from jaxserve.plans import Group, ParallelConfig, Profile
 from jaxserve.runtime import Pipeline, load
@@ -61,7 +62,11 @@ class LocalCluster:
 
     async def load(self, group: int, model: Model) -> Latencies:
         """See `Cluster`: compiles, loads, warms and times every bucket, in another thread."""
-        rows = await asyncio.to_thread(self._groups[group].load, model, self._progress)
+        loading = asyncio.to_thread(self._groups[group].load, model, self._progress)
+        rows, cancelled = await uninterrupted(loading)
+        if cancelled:
+            await self.unload(group, model.name)
+            raise asyncio.CancelledError
         return tuple(row.stage_latency_s for row in rows)
 
     async def unload(self, group: int, model: str) -> None:
@@ -102,6 +107,8 @@ class _LocalGroup:
         self._pipelines: dict[str, Pipeline] = {}
         self._inboxes = [queue.SimpleQueue[tuple[Job, Values | None] | None]() for _ in range(config.inter_op)]
         self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # a model may be loaded while the group stops
+        self._stopped = False
         self._report: Callable[[int, Job], None] | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
@@ -111,7 +118,11 @@ class _LocalGroup:
             listener.stage_ended(index, stage, job, clock())
 
         def report(stage: int, job: Job) -> None:
-            loop.call_soon_threadsafe(ended, stage, job)
+            try:
+                loop.call_soon_threadsafe(ended, stage, job)
+            except RuntimeError:
+                if not loop.is_closed():  # closed by somebody who left the engine running: nobody waits any more
+                    raise
 
         self._report = report
         for stage in range(self._config.inter_op):
@@ -126,11 +137,18 @@ class _LocalGroup:
                 progress(f"{model.name} on group {self._index}: {what} {done} of {total}")
 
         pipeline = load(model, self._config, self._devices, progress=report)
-        self._pipelines[model.name] = pipeline
-        return pipeline.profiles
+        with self._lock:
+            if not self._stopped:
+                self._pipelines[model.name] = pipeline
+                return pipeline.profiles
+        pipeline.close()
+        raise EngineStopped(f"the engine stopped while model {model.name!r} was being loaded")
 
     def unload(self, model: str) -> None:
-        self._pipelines.pop(model).close()
+        with self._lock:
+            pipeline = self._pipelines.pop(model, None)
+        if pipeline is not None:  # not where the group stopped meanwhile
+            pipeline.close()
 
     def profiles(self, model: str) -> tuple[Profile, ...]:
         pipeline = self._pipelines.get(model)
@@ -144,6 +162,8 @@ class _LocalGroup:
             inbox.put(None)
         for thread in self._threads:
             thread.join()
+        with self._lock:
+            self._stopped = True
         for name in list(self._pipelines):
             self.unload(name)
 
@@ -164,8 +184,8 @@ class _LocalGroup:
     def _run(self, stage: int, job: Job, values: Values | None, *, last: bool) -> Values | None:
         """Runs one stage; None where the model raised, and after the last stage."""
         model, bucket = job.model, job.request.bucket
-        pipeline = self._pipelines[model.name]
         try:
+            pipeline = self._pipelines[model.name]
             if stage == 0:
                 values = pipeline.put(bucket, model.pad(job.inputs, bucket))
             assert values is not None

@@ -303,6 +303,26 @@ def test_bad_calls_harm_nobody(
     run(main())
 
 
+def test_a_caller_that_raises_costs_the_others_nothing() -> None:
+    async def main() -> None:
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        slow: StageTime = lambda request, group, stage, profiled_s: (100.0, False)  # noqa: E731
+
+        def raises(result: Any) -> None:
+            raise ZeroDivisionError
+
+        async with serving(model(), stage_time=slow) as (engine, _):
+            settled: list[Any] = []
+            for on_settled in (raises, settled.append, raises, settled.append):
+                engine.submit("m", {"x": X}, deadline_s=5.0, on_settled=on_settled)
+            await until(6.0)
+            assert [type(result) for result in settled] == [DeadlineExceeded] * 2
+        assert [type(context["exception"]) for context in reported] == [ZeroDivisionError] * 2
+
+    run(main())
+
+
 def test_another_loop_is_refused() -> None:
     async def main() -> None:
         async with serving(model()) as (engine, _):

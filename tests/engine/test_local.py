@@ -240,6 +240,38 @@ def test_a_load_that_fails_leaves_nothing_behind() -> None:
     assert len(jax.live_arrays()) == before
 
 
+def test_a_load_that_is_cancelled_leaves_nothing_behind() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def params() -> jax.Array:
+        if LOADING.is_set():
+            begun.set()
+            go_on.wait(30)
+        return jnp.ones((16,))
+
+    LOADING.clear()
+    slow = Model.from_function("slow", lambda params, x: x * params, params, inputs=SPEC)
+    gc.collect()
+    before = len(jax.live_arrays())
+
+    async def test() -> None:
+        async with Engine([mlp()[0]], devices=jax.devices()[:1]) as engine:
+            LOADING.set()
+            loading = asyncio.ensure_future(engine.load(slow))
+            await asyncio.to_thread(begun.wait)
+            loading.cancel()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+            LOADING.clear()
+            await engine.load(slow)
+            assert (await engine.infer("slow", {"x": X[:1]}))["output"].shape == (1, 16)
+
+    serve(test)
+    gc.collect()
+    assert len(jax.live_arrays()) == before
+
+
 LOADING = threading.Event()
 
 
