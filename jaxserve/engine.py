@@ -17,7 +17,10 @@ earliest end of a stage; and one for each deadline in step 1.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
+import os
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 from jaxserve.cluster import Cluster, Job, LocalCluster
 from jaxserve.cluster.host import host_latencies, run_on_host
@@ -46,7 +50,7 @@ from jaxserve.errors import (
 from jaxserve.metrics import GroupMetrics, ModelMetrics
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement
-from jaxserve.request import Done, Failed, FailReason, Rejected, Request
+from jaxserve.request import Done, Failed, FailReason, Rejected, Request, check_deadline
 from jaxserve.scheduling import DISPATCHES, Scheduler
 
 Outputs = dict[str, Any]
@@ -102,11 +106,18 @@ class Engine:
     ) -> None:
         if dispatch not in DISPATCHES:
             raise ConfigError(f"dispatch is {dispatch!r}, but must be one of {', '.join(DISPATCHES)}")
+        if not 0 <= overhead_s < math.inf:
+            raise ConfigError(f"overhead_s is {overhead_s}, but must be finite and not negative")
+        if isinstance(models, Model):
+            raise ConfigError("models is one model, but must be a list of them: Engine([model])")
+        models = list(models)
+        if not all(isinstance(model, Model) for model in models):
+            raise ConfigError("models must be a list of jaxserve.Model; make them with Model.from_linen and its like")
         if placement is not None and placement.segments:
             raise PlacementError(
                 "the placement has segments; an engine takes one without, as it does not re-place models"
             )
-        self._first = list(models)
+        self._first = models
         _check_names(self._first, placement)
         if placement is None:
             placement = default_placement(self._first, jax.devices() if devices is None else devices)
@@ -139,6 +150,8 @@ class Engine:
         self._idle = asyncio.Event()
         self._pool: ThreadPoolExecutor | None = None
         self._opened_s = 0.0
+        self._ended = False
+        self._unloading: set[asyncio.Task[None]] = set()
 
     # ----------------------------------------------------------------------------------------------- start and stop
 
@@ -182,7 +195,9 @@ class Engine:
             raise asyncio.CancelledError
 
     async def _end(self) -> None:
+        self._ended = True
         await self._cluster.close()
+        await asyncio.gather(*self._unloading, return_exceptions=True)
         if self._pool is not None:
             await asyncio.to_thread(self._pool.shutdown)
         self._models.clear()
@@ -197,6 +212,8 @@ class Engine:
             PlacementError: it does not fit.
         """
         async with self._loading:
+            if self._loop is None or self._ended:
+                raise EngineStopped("the engine is not running; load models inside its `async with` block")
             if model.name in self._models:
                 raise ModelError(f"a model named {model.name!r} is loaded; unload it first, or choose another name")
             placed: list[int] = []
@@ -219,9 +236,17 @@ class Engine:
     async def unload(self, name: str) -> None:
         """Takes a model out: no new requests, waits for those inside, then gives its memory back.
 
+        Goes on to its end even where the caller is cancelled.
+
         Raises:
             ModelNotFound: no such model.
         """
+        task = asyncio.get_running_loop().create_task(self._unload(name))
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
+        await asyncio.shield(task)
+
+    async def _unload(self, name: str) -> None:
         async with self._loading:
             model = self._model(name)
             del self._models[name]
@@ -243,15 +268,16 @@ class Engine:
         return named or list(range(len(self._placement.groups)))
 
     def _model(self, name: str) -> Model:
-        model = self._models.get(name)
+        model = self._models.get(name) if isinstance(name, str) else None
         if model is None:
-            raise ModelNotFound(f"no model {name!r} is served; there are {', '.join(sorted(self._models)) or 'none'}")
+            there = ", ".join(sorted(self._models)) or "none"
+            raise ModelNotFound(f"no model {reprlib.repr(name)} is served; there are {there}")
         return model
 
     # ----------------------------------------------------------------------------------------------------- requests
 
     async def infer(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None = None) -> Outputs:
-        """Runs one request; returns its outputs by name, as numpy arrays.
+        """Runs one request; returns its outputs by name, as numpy arrays, which may be read-only.
 
         Args:
             model: name of the model.
@@ -273,26 +299,22 @@ class Engine:
                 "server and a jaxserve.Client"
             )
         answer: asyncio.Future[Outputs] = loop.create_future()
-
-        def settle(result: Outputs | InferenceError) -> None:
-            if answer.done():
-                return
-            if isinstance(result, InferenceError):
-                answer.set_exception(result)
-            else:
-                answer.set_result(result)
-
-        ticket = self.submit(model, inputs, deadline_s=deadline_s, on_settled=settle)
+        if isinstance(inputs, Mapping):  # the caller may fill its arrays anew before these have been read
+            inputs = {name: value.copy() if type(value) is np.ndarray else value for name, value in inputs.items()}
+        ticket = self.submit(model, inputs, deadline_s=deadline_s, on_settled=functools.partial(_fulfil, answer))
         try:
             return await answer
         except asyncio.CancelledError:
             self.cancel(ticket)
             raise
+        finally:
+            del answer, inputs  # else an error, its traceback and this frame would keep each other alive
 
     def submit(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None, on_settled: OnSettled) -> int:
         """Starts one request; `on_settled` gets its outputs or its error, exactly once, on the loop's thread.
 
-        It may get them before this returns, and nothing is raised. Returns a ticket for `cancel`; -1 where the request
+        It may get them before this returns, and nothing is raised. Call it on the engine's loop, and leave the arrays
+        unchanged until then: they are not copied. Returns a ticket for `cancel`; -1 where the request
         is settled already.
         """
         now_s = self._clock()
@@ -302,7 +324,7 @@ class Engine:
             return -1
         try:
             served = self._model(model)
-        except ModelNotFound as error:
+        except InferenceError as error:
             on_settled(error)
             return -1
         metrics = self._metrics[model]
@@ -310,9 +332,9 @@ class Engine:
             slo_s = _slo_s(deadline_s, served)
             pending = _Pending(served, on_settled, now_s, slo_s)
             prepared = None if served.preprocess is not None else _prepare(served, inputs)
-        except InferenceError as error:
+        except Exception as error:  # what is no array may raise anything as it is made one
             metrics.invalid += 1
-            on_settled(error)
+            on_settled(error if isinstance(error, InferenceError) else _not_readable(error))
             return -1
         metrics.requests += 1
         ticket = self._next_id
@@ -340,6 +362,7 @@ class Engine:
                 return
             if pending.expiry is not None:
                 pending.expiry.cancel()
+            pending.preparation = pending.expiry = None
             if error is None:
                 self._decide(ticket, pending, work.result(), self._clock())
             elif isinstance(error, InvalidInput):
@@ -351,16 +374,20 @@ class Engine:
                 self._settle(ticket, _model_failed(model, error))
 
         self._pending[ticket] = pending
+        if self._latency_s[model.name] > pending.slo_s:  # refused without the pool: no group is that quick
+            metrics.refused += 1
+            self._settle(ticket, _too_late(self._latency_s[model.name], pending.slo_s))
+            return -1
         if pending.slo_s < math.inf:
-            pending.expiry = self._loop.call_later(pending.slo_s, self._expire_prepared, ticket)
+            pending.expiry = self._loop.call_later(pending.slo_s, self._expire_off_groups, ticket, "preprocessed")
         pending.preparation = self._loop.run_in_executor(self._threads(), _prepare, model, inputs)
         pending.preparation.add_done_callback(prepared)
         return ticket
 
-    def _expire_prepared(self, ticket: int) -> None:
-        pending = self._pending.get(ticket)
-        if pending is not None and pending.job is None:
-            self._settle_expired(ticket)
+    def _expire_off_groups(self, ticket: int, what: str) -> None:
+        """Settles a request whose deadline passes while it is in no group's hands."""
+        if ticket in self._pending:
+            self._settle_expired(ticket, f"its deadline of {self._pending[ticket].slo_s:g} s passed as it was {what}")
 
     def _decide(self, ticket: int, pending: _Pending, prepared: _Prepared, now_s: float) -> int:
         if now_s >= self._timer_s:
@@ -408,6 +435,7 @@ class Engine:
             self._metrics[pending.model.name].failed += 1
             self._settle(failed.id, GroupFailed(f"group {group} was lost: {reason}", group=group))
         self._group_metrics[group].clear(now_s)
+        self._idle.set()  # an unload may wait for what was abandoned there
 
     def _begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
         self._group_metrics[group].begin(stage, now_s)
@@ -451,6 +479,10 @@ class Engine:
                 metrics.failed += 1
                 self._settle(ticket, _model_failed(model, error))
 
+        pending = self._pending[ticket]
+        if pending.slo_s < math.inf:
+            left_s = max(0.0, pending.arrival_s + pending.slo_s - self._clock())
+            pending.expiry = self._loop.call_later(left_s, self._expire_off_groups, ticket, "postprocessed")
         work = self._loop.run_in_executor(self._threads(), model.finish, outputs, job.sizes)
         work.add_done_callback(done)
 
@@ -497,21 +529,21 @@ class Engine:
             error = EngineStopped("the engine stopped before the request was answered")
         self._settle(ticket, error)
 
-    def _settle_expired(self, ticket: int) -> None:
+    def _settle_expired(self, ticket: int, message: str | None = None) -> None:
         pending = self._pending[ticket]
         self._metrics[pending.model.name].expired += 1
-        message = f"not answered within its deadline of {pending.slo_s:g} s, though it was admitted"
+        message = message or f"not answered within its deadline of {pending.slo_s:g} s, though it was admitted"
         self._settle(ticket, DeadlineExceeded(message, deadline_s=pending.slo_s))
 
     def _settle(self, ticket: int, result: Outputs | InferenceError) -> None:
         pending = self._pending.pop(ticket)
+        if pending.expiry is not None:
+            pending.expiry.cancel()
         if isinstance(result, InferenceError):
             if pending.job is not None:
                 pending.job.abandoned = True
-            elif pending.preparation is not None:
+            if pending.preparation is not None:
                 pending.preparation.cancel()  # where its turn in the pool has not come, it is not done
-            if pending.expiry is not None:
-                pending.expiry.cancel()
         if not self._idle.is_set():
             self._idle.set()
         try:
@@ -595,7 +627,9 @@ def default_placement(models: Sequence[Model], devices: Sequence[Any]) -> Placem
         PlacementError: a model is larger than the memory that any device has left.
     """
     on_device = [model for model in models if not model.on_host]
-    free = [_memory_bytes(device) for device in devices]
+    if not devices:
+        raise PlacementError("there are no devices; give at least one")
+    free = [_memory_bytes(device, of=len(devices)) for device in devices]
     held: list[list[str]] = [[] for _ in devices]
     if sum(model.weight_bytes for model in on_device) <= min(free):
         held = [[model.name for model in on_device] for _ in devices]
@@ -612,10 +646,12 @@ def default_placement(models: Sequence[Model], devices: Sequence[Any]) -> Placem
     return Placement(groups=tuple(Group(devices=(index,), models=tuple(names)) for index, names in enumerate(held)))
 
 
-def _memory_bytes(device: Any) -> float:
-    """What a device may hold of weights: nine tenths of its memory; no limit where it does not say."""
+def _memory_bytes(device: Any, *, of: int) -> float:
+    """What a device may hold of weights: nine tenths of its memory; on CPU its part of half of the host's."""
     stats = device.memory_stats()
-    return 0.9 * stats["bytes_limit"] if stats and "bytes_limit" in stats else math.inf
+    if stats and "bytes_limit" in stats:
+        return 0.9 * stats["bytes_limit"]
+    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / of
 
 
 def _check_names(models: Sequence[Model], placement: Placement | None) -> None:
@@ -636,19 +672,29 @@ def _check_names(models: Sequence[Model], placement: Placement | None) -> None:
 
 
 def _slo_s(deadline_s: float | None, model: Model) -> float:
-    if deadline_s is None:
-        return math.inf if model.deadline_s is None else model.deadline_s
-    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float) or not deadline_s > 0:
-        raise InvalidInput(
-            f"deadline_s is {deadline_s!r}, but must be a number of seconds from now, greater than 0; "
-            f"leave it out for the model's own"
-        )
-    return float(deadline_s)
+    if deadline_s is not None:
+        return check_deadline(deadline_s)
+    return math.inf if model.deadline_s is None else model.deadline_s
 
 
 def _prepare(model: Model, inputs: Mapping[str, Any]) -> _Prepared:
     arrays, sizes = model.prepare(inputs)
     return arrays, sizes, model.bucket_index(sizes)
+
+
+def _fulfil(answer: "asyncio.Future[Outputs]", result: Outputs | InferenceError) -> None:
+    if answer.done():
+        return  # cancelled
+    if isinstance(result, InferenceError):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+def _not_readable(error: Exception) -> InvalidInput:
+    invalid = InvalidInput(f"an input cannot be read as an array: {type(error).__name__}: {_brief(error)}")
+    invalid.__cause__ = error
+    return invalid
 
 
 def _model_failed(model: Model, error: BaseException) -> InferenceError:
@@ -669,10 +715,13 @@ def _brief(error: BaseException) -> str:
 def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | GroupFailed:
     if rejected.predicted_finish_s == math.inf:
         return GroupFailed(f"no healthy group holds model {request.model!r} at present; try again later")
-    predicted_s = rejected.predicted_finish_s - request.arrival_s
+    return _too_late(rejected.predicted_finish_s - request.arrival_s, request.slo_s)
+
+
+def _too_late(predicted_s: float, slo_s: float) -> DeadlineRefused:
     return DeadlineRefused(
-        f"would be answered after {predicted_s:.4g} s, but its deadline is {request.slo_s:.4g} s; "
+        f"would be answered after {predicted_s:.4g} s, but its deadline is {slo_s:.4g} s; "
         f"allow more time, or send less",
         predicted_finish_s=predicted_s,
-        deadline_s=request.slo_s,
+        deadline_s=slo_s,
     )

@@ -7,6 +7,10 @@ nobody changes one.
 import dataclasses
 import enum
 import math
+import numbers
+import reprlib
+
+from jaxserve.errors import InvalidInput
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -70,3 +74,25 @@ class Failed:
 
 
 Outcome = Done | Rejected | Failed
+
+
+def check_deadline(deadline_s: object) -> float:
+    """A deadline that a caller gave, in seconds from now.
+
+    Raises:
+        InvalidInput: it is not a finite number greater than 0.
+    """
+    if type(deadline_s) is float and 0.0 < deadline_s < math.inf:  # almost always
+        return deadline_s
+    seconds = math.nan
+    if not isinstance(deadline_s, bool) and isinstance(deadline_s, numbers.Real):
+        try:
+            seconds = float(deadline_s)
+        except OverflowError:
+            seconds = math.inf
+    if not 0.0 < seconds < math.inf:
+        raise InvalidInput(
+            f"deadline_s is {reprlib.repr(deadline_s)}, but must be a finite number of seconds from now, "
+            f"greater than 0; leave it out for the model's own"
+        )
+    return seconds

@@ -1,6 +1,7 @@
 """The checks of a model's options that need no tracing; each says what was given, what is needed and how to mend it."""
 
-import math
+import reprlib
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,8 +31,9 @@ def check_deadline(deadline_s: float | None) -> None:
         return
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
         raise ModelError(f"deadline_s is {deadline_s!r}, but must be a number of seconds, or None for no limit")
-    if math.isnan(deadline_s) or deadline_s <= 0:
-        raise ModelError(f"deadline_s is {deadline_s}, but must be greater than 0, or None for no limit")
+    if not 0 < deadline_s <= sys.float_info.max:
+        shown = reprlib.repr(deadline_s)
+        raise ModelError(f"deadline_s is {shown}, but must be greater than 0 and finite, or None for no limit")
 
 
 def check_device_dtypes(signature: Signature) -> None:

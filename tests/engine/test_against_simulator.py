@@ -186,7 +186,10 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
                     answered.set()
 
                 tickets[index] = engine.submit(
-                    f"m{call.model}", _inputs(index, call.batch_size), deadline_s=call.slo_s, on_settled=settle
+                    f"m{call.model}",
+                    _inputs(index, call.batch_size),
+                    deadline_s=None if call.slo_s == math.inf else call.slo_s,
+                    on_settled=settle,
                 )
         while len(answers) < len(case.calls):
             answered.clear()

@@ -1,6 +1,7 @@
 """The engine's promises: every request is settled, once, on every exit. On emulated groups and a jumping clock."""
 
 import asyncio
+import gc
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -240,7 +241,7 @@ def test_models_come_and_go_while_others_are_served() -> None:
             assert [each["name"] for each in engine.describe()] == ["m", "n"]
             await engine.infer("n", {"x": X})
             unloading = asyncio.ensure_future(engine.unload("m"))
-            await asyncio.sleep(0)
+            await until(asyncio.get_running_loop().time() + 0.1)
             with pytest.raises(ModelNotFound, match="no model 'm' is served; there are n"):
                 await engine.infer("m", {"x": X})
             await unloading
@@ -267,6 +268,13 @@ def test_unloading_waits_for_the_requests_inside() -> None:
     run(main())
 
 
+class Unreadable:
+    """Like a jax array that was deleted."""
+
+    def __array__(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("deleted")
+
+
 BAD_CALLS: list[tuple[str, Any, Any, type[InferenceError], str]] = [
     ("nobody", {"x": X}, None, ModelNotFound, "no model 'nobody' is served; there are m"),
     ("m", {}, None, InvalidInput, "lack 'x'"),
@@ -281,7 +289,12 @@ BAD_CALLS: list[tuple[str, Any, Any, type[InferenceError], str]] = [
     ("m", {"x": [["a", "b", "c", "d"]]}, None, InvalidInput, "must hold float32"),
     ("m", {"x": [[1.0, 2.0], [3.0]]}, None, InvalidInput, "a list that is no array"),
     ("m", {"x": X}, math.nan, InvalidInput, "deadline_s is nan"),
-    ("m", {"x": X}, 0, InvalidInput, "deadline_s is 0, but must be a number of seconds from now, greater than 0"),
+    ("m", {"x": X}, 0, InvalidInput, "deadline_s is 0, but must be a finite number of seconds from now, greater than"),
+    ("m", {"x": X}, 10**400, InvalidInput, r"deadline_s is 1000"),
+    ("m", {"x": X}, math.inf, InvalidInput, "deadline_s is inf"),
+    (["m"], {"x": X}, None, ModelNotFound, r"no model \['m'\] is served"),
+    ("m", {"x": Unreadable()}, None, InvalidInput, "an input cannot be read as an array: RuntimeError: deleted"),
+    ("m", 3, None, InvalidInput, "the inputs are a int, but must be a dict of arrays"),
     ("m", {"x": X}, -1.0, InvalidInput, "deadline_s is -1.0"),
     ("m", {"x": X}, "1", InvalidInput, "deadline_s is '1'"),
     ("m", {"x": X}, True, InvalidInput, "deadline_s is True"),
@@ -332,6 +345,87 @@ def test_another_loop_is_refused() -> None:
     asyncio.run(main())
 
 
+def test_numbers_of_numpy_are_deadlines() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            await engine.infer("m", {"x": X}, deadline_s=np.float32(1.5))
+            await engine.infer("m", {"x": X}, deadline_s=np.int64(2))
+
+    run(main())
+
+
+def test_inputs_may_be_filled_anew_once_infer_was_called() -> None:
+    async def main() -> None:
+        served = model()
+        async with serving(served) as (engine, _):
+            x = X.copy()
+            call = asyncio.ensure_future(engine.infer("m", {"x": x}))
+            await asyncio.sleep(0)
+            x[:] = 7
+            expected = emulated_outputs(served, {"x": X}, {"batch": 1})
+            np.testing.assert_array_equal((await call)["sum"], expected["sum"])
+
+    run(main())
+
+
+def test_a_refused_call_keeps_nothing_alive() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            gc.collect()
+            gc.disable()
+            try:
+                with pytest.raises(DeadlineRefused):
+                    await engine.infer("m", {"x": X}, deadline_s=0.1)
+                assert not [each for each in gc.get_objects() if isinstance(each, DeadlineRefused)]
+            finally:
+                gc.enable()
+
+    run(main())
+
+
+def test_an_unload_goes_on_where_its_caller_is_cancelled() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            call = asyncio.ensure_future(engine.infer("m", {"x": X}))
+            await asyncio.sleep(0)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.unload("m"), 0.5)
+            await call
+            await engine.load(model())
+            await engine.infer("m", {"x": X})
+
+    run(main())
+
+
+def test_a_lost_group_does_not_hold_up_an_unload() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, cluster):
+            call = asyncio.ensure_future(engine.infer("m", {"x": X}))
+            await asyncio.sleep(0)
+            call.cancel()
+            unloading = asyncio.ensure_future(engine.unload("m"))
+            await until(0.5)
+            cluster.fail_group(0, 0.5)
+            await unloading
+            assert asyncio.get_running_loop().time() == 0.5
+
+    run(main())
+
+
+def test_loading_needs_a_running_engine() -> None:
+    async def main() -> None:
+        placed = (Group(devices=(0,), models=("m",)),)
+        engine = Engine([model()], placement=Placement(groups=placed), cluster=EmulatedCluster(placed, profiles(1.0)))
+        with pytest.raises(EngineStopped, match="is not running"):
+            await engine.load(model("n"))
+        async with engine:
+            pass
+        with pytest.raises(EngineStopped, match="is not running"):
+            await engine.load(model("n"))
+
+    run(main())
+
+
 def test_lists_are_taken_for_arrays() -> None:
     async def main() -> None:
         async with serving(model()) as (engine, _):
@@ -377,6 +471,13 @@ def test_placements_that_do_not_fit(placement: Placement, problem: str) -> None:
 def test_arguments_that_make_no_sense() -> None:
     with pytest.raises(ModelError, match="two models are named 'm'"):
         Engine([model(), model()])
+    for wrong in (model(), [3]):
+        with pytest.raises(ConfigError, match="models"):
+            Engine(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="overhead_s is -1"):
+        Engine([model()], overhead_s=-1)
+    with pytest.raises(PlacementError, match="there are no devices"):
+        Engine([model()], devices=[])
     with pytest.raises(ConfigError, match="dispatch is 'best'"):
         Engine([model()], dispatch="best")
     one = Placement(groups=(Group(devices=(0,), models=("m",)),))
