@@ -100,7 +100,8 @@ def adapt_nnx(module: Any, params: Any, *, apply_kwargs: Mapping[str, Any], meth
     own = nest({_state_path(keys): _value(leaf) for keys, leaf in variables})
     source, _ = open_source(own if params is None else params, lambda tree: tree)
     expected = {_state_path(keys): Shape(_value(leaf).shape, _value(leaf).dtype) for keys, leaf in variables}
-    given = {path.removesuffix("/value"): path for path in source.shapes}
+    # files of other tools may hold the `.value` of each variable beside its name
+    given = {path if path in expected else path.removesuffix("/value"): path for path in source.shapes}
     for keys, _ in nnx.to_flat_state(random):  # seeds of dropout and the like: nobody needs them to serve
         given.pop(_state_path(keys), None)
     _compare({path: source.shapes[raw] for path, raw in given.items()}, expected)
@@ -200,12 +201,23 @@ def _compare(given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
                 f"params leaf {path!r} has shape {tuple(leaf.shape)}, but the module needs "
                 f"{tuple(expected[path].shape)}; give the params of this configuration"
             )
+        if path in expected and _kind(leaf) != _kind(expected[path]):
+            raise ModelError(
+                f"params leaf {path!r} is of {leaf.dtype}, but the module's is of {expected[path].dtype}; "
+                f"give the params of this module"
+            )
     missing = [path for path in expected if path not in given]
     extra = [path for path in given if path not in expected]
     parts = [f"lack {_some(missing)}"] if missing else []
     parts += [f"have {_some(extra)}, which the module does not use"] if extra else []
     if parts:
         raise ModelError(f"the params {' and '.join(parts)}; give exactly those of the module")
+
+
+def _kind(leaf: Any) -> str:
+    """What sort of numbers: a bfloat16 weight may stand for a float32 one, an int32 one may not."""
+    sorts = (jnp.floating, jnp.integer, jnp.complexfloating, jnp.bool_)
+    return next((sort.__name__ for sort in sorts if jnp.issubdtype(leaf.dtype, sort)), str(leaf.dtype))
 
 
 def _some(paths: Sequence[str]) -> str:

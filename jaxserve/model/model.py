@@ -280,11 +280,17 @@ class Model:
         if self.postprocess is None:
             return outputs
         try:
-            return {name: np.asarray(value) for name, value in self.postprocess(outputs).items()}
+            finished = {name: np.asarray(value) for name, value in self.postprocess(outputs).items()}
         except InferenceError:
             raise
         except Exception as error:
             raise ModelFailed(f"the postprocess of {self.name!r} raised {type(error).__name__}: {error}") from error
+        if finished.keys() != self.returns.keys():
+            raise ModelFailed(
+                f"the postprocess of {self.name!r} returned {sorted(finished)}, but by its returns it gives "
+                f"{sorted(self.returns)}"
+            )
+        return finished
 
     def padded_inputs(self, bucket: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shape and dtype of each input at a bucket."""
@@ -319,8 +325,8 @@ class Model:
         """
         try:
             returned = self._adapter.apply(None, inputs)
-            if type(returned) is np.ndarray and len(self.outputs) == 1:  # the usual case, in a third of the time
-                return dict.fromkeys(self.outputs, returned)
+            if type(returned) is np.ndarray and self._outputs.bare:  # the usual case, in a third of the time
+                return {"output": returned}
             return {name: np.asarray(value) for name, value in self._outputs.named(returned).items()}
         except Exception as error:
             raise ModelFailed(f"{self.name!r} raised {type(error).__name__}: {error}") from error

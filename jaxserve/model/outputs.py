@@ -26,18 +26,27 @@ class Outputs:
     Attributes:
         specs: by name, in the order of the leaves of what the model returns.
         tree: structure of what the model returns.
+        bare: whether that is a single array.
     """
 
     specs: dict[str, TensorSpec]
     tree: Any
+    bare: bool
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         """The named outputs in the structure that the model returns."""
         return self.tree.unflatten([outputs[name] for name in self.specs])
 
     def named(self, returned: Any) -> dict[str, Any]:
-        """What the model returned, by name."""
-        return dict(zip(self.specs, jax.tree.leaves(returned), strict=True))
+        """What the model returned, by name.
+
+        Raises:
+            ValueError: it has another structure than when the model was made.
+        """
+        leaves, tree = jax.tree.flatten(returned)
+        if tree != self.tree:
+            raise ValueError(f"it returned {tree}, but when the model was made {self.tree}")
+        return dict(zip(self.specs, leaves, strict=True))
 
 
 def abstract_inputs(signature: Signature, sizes: Mapping[str, int]) -> dict[str, Shape]:
@@ -75,7 +84,36 @@ def find_outputs(evaluate: Evaluate, grid: BucketGrid) -> Outputs:
     specs = {
         name: TensorSpec(tuple(dim), str(shape.dtype)) for name, shape, dim in zip(names, shapes, dims, strict=True)
     }
-    return Outputs(specs=specs, tree=tree)
+    for sizes in _other_sizes(grid):
+        _check_at(evaluate, sizes, specs, tree)
+    return Outputs(specs=specs, tree=tree, bare=jax.tree_util.treedef_is_leaf(tree))
+
+
+def _other_sizes(grid: BucketGrid) -> list[dict[str, int]]:
+    """Where the outputs are looked at once more: at each further size of each dimension, and at the largest of all."""
+    base = grid.buckets[0].sizes
+    others = [{**base, dim: size} for dim in grid.dims for size in grid.sizes_of(dim)[2:]]  # the second was probed
+    largest = grid.buckets[-1].sizes
+    return others if len(grid.dims) == 1 or largest == base else [*others, largest]
+
+
+def _check_at(evaluate: Evaluate, sizes: Mapping[str, int], specs: Mapping[str, TensorSpec], tree: Any) -> None:
+    where = ", ".join(f"{dim} {size}" for dim, size in sizes.items())
+    try:
+        leaves, found = jax.tree.flatten(evaluate(sizes))
+    except Exception as error:
+        raise ModelError(
+            f"its apply cannot be traced at {where}: {type(error).__name__}: {error}; take that size out of the buckets"
+        ) from error
+    if found != tree:
+        raise ModelError(f"it returns another structure at {where} than at its smallest bucket: {found} and {tree}")
+    for (name, spec), leaf in zip(specs.items(), leaves, strict=True):
+        shape = _shape(name, leaf)
+        if shape.shape != spec.resolve(sizes) or str(shape.dtype) != spec.dtype:
+            raise ModelError(
+                f"output {name!r} at {where} is {shape.dtype} of {shape.shape}, but by its smaller buckets it should "
+                f"be {spec.dtype} of {spec.resolve(sizes)}"
+            )
 
 
 def output_name(keys: Sequence[Any]) -> str:
@@ -110,7 +148,10 @@ def _probe(evaluate: Evaluate, grid: BucketGrid, dim: str, tree: Any) -> tuple[i
     base = grid.buckets[0].sizes
     size = base[dim]
     others = grid.sizes_of(dim)[1:]
-    for probe in (others[0],) if others else (2 * size, size + 1):
+    probes = [others[0]] if others else [2 * size, size + 1]
+    if not others and dim != BATCH:  # a batch can always be larger; downwards a size of 1 would broadcast
+        probes += [each for each in (size - 1, size // 2) if each > 1]
+    for probe in probes:
         try:
             returned = evaluate({**base, dim: probe})
         except Exception as error:
@@ -138,7 +179,13 @@ def _follow(
     for place, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         if probed is None:
             following = [axis for axis, extent in enumerate(shape.shape) if extent == size]
-            following = following[:1] if dim != BATCH else [axis for axis in following if axis == 0]
+            if dim == BATCH:
+                following = [axis for axis in following if axis == 0]
+            elif following:
+                raise ModelError(
+                    f"dimension {following[0]} of output {name!r} may follow {dim!r} or may be fixed at {size}: the "
+                    f"model can be traced at {dim} {size} only; fix that dimension of the inputs, or give a second size"
+                )
         else:
             other = probed[place].shape
             if len(other) != len(shape.shape):

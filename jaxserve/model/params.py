@@ -125,16 +125,18 @@ class TreeSource:
 class CallableSource:
     """Params that a function makes; it runs once for each load, on the host.
 
-    At first only its shapes are found, by abstract evaluation, which allocates nothing.
+    At first only its shapes are found, by abstract evaluation: what it computes with jax is not allocated then; what it
+    makes with numpy is, and let go again.
     """
 
-    lends = False
+    lends = True  # the function may return arrays that somebody keeps
 
     def __init__(self, function: Callable[[], Any], prepare: Callable[[Any], Any]) -> None:
         self._function = function
         self._prepare = prepare
         try:
-            self.tree = prepare(jax.eval_shape(function))
+            # a function of its own, for jax caches what it has traced, constants and all, while the function lives
+            self.tree = prepare(jax.eval_shape(lambda: function()))
         except ModelError:
             raise
         except Exception as error:

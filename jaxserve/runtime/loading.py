@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
-from jaxserve.parallel import Sharded, StageGraph, choose_cuts, cut, shard_batch, trace
+from jaxserve.parallel import Sharded, StageGraph, calls_back, choose_cuts, cut, shard_batch, trace
 from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.compiled import Executable, LoweredStage, make_mesh
 from jaxserve.runtime.measure import measure_stages
@@ -46,6 +46,12 @@ def load(
     report = progress or _no_progress
     stage_devices = _stage_devices(model, config, devices)
     graphs = _stage_graphs(model, config)
+    if config.intra_op > 1 and any(calls_back(stage.program.jaxpr) for graph in graphs for stage in graph.stages):
+        # where a callback raises on one device, the others wait for it, until XLA ends the whole process
+        raise PlacementError(
+            f"model {model.name!r} calls back into Python, which must not be spread over {config.intra_op} devices a "
+            f"stage; choose intra_op 1"
+        )
     sharded = [
         [shard_batch(stage, batch_size=graph.batch_size, devices=config.intra_op) for stage in graph.stages]
         for graph in graphs

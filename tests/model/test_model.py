@@ -175,12 +175,11 @@ def test_a_dimension_of_the_same_size_is_not_taken_for_a_variable_one():
 def test_a_size_that_is_no_bucket_need_not_be_possible():
     def positions(x):
         assert x.shape[:2] == (2, 4), "these sizes and no others"
-        return {"y": x + jnp.arange(4.0)[:, None], "pooled": x.mean(1)}
+        return {"pooled": (x + jnp.arange(4.0)[:, None]).mean(1)}
 
     model = function(
         positions, inputs={"x": TensorSpec(("batch", "n", 3), "float32")}, batch_sizes=(2,), buckets={"n": (4,)}
     )
-    assert model.outputs["y"].shape == ("batch", "n", 3)
     assert model.outputs["pooled"].shape == ("batch", 3)
     with pytest.raises(ModelError, match="cannot be traced with n 8: AssertionError: these sizes"):
         function(

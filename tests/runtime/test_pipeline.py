@@ -214,15 +214,14 @@ def calling_back(callback):
     return Model.from_function("callbacks", function, inputs=X, batch_sizes=(2,), cuts=("stage_1",))
 
 
-@pytest.mark.parametrize("intra_op", [1, 2])
-def test_a_callback_runs_once_in_its_stage(intra_op):
+def test_a_callback_runs_once_in_its_stage():
     calls = []
 
     def count(x):
         calls.append(len(calls))
         return np.asarray(x) + 1
 
-    pipeline = load(calling_back(count), intra_op, 2)
+    pipeline = load(calling_back(count), 1, 2)
     calls.clear()
     values = pipeline.put(0, {"x": np.zeros((2, WIDTH), np.float32)})
     for stage in range(2):
@@ -343,3 +342,13 @@ def test_parallelize():
     pipeline = jaxserve.parallelize(model, jaxserve.ParallelConfig(intra_op=2, inter_op=2), devices=jax.devices()[:4])
     x = np.ones((1, WIDTH), np.float32)
     assert_same(pipeline({"x": x}), perceptron(params, x))
+
+
+def test_a_callback_is_not_spread_over_devices():
+    def inside(x):
+        scan = jax.lax.scan(lambda carry, _: (jax.pure_callback(lambda v: v, carry, carry), None), x, None, length=2)
+        return scan[0]
+
+    model = Model.from_function("calls", inside, inputs={"x": TensorSpec(("batch", 4), "float32")}, batch_sizes=(2,))
+    with pytest.raises(PlacementError, match="'calls' calls back into Python, which must not be spread over 2 devices"):
+        runtime.parallelize(model, ParallelConfig(intra_op=2))
