@@ -572,7 +572,11 @@ class Engine:
     # -------------------------------------------------------------------------------------------------------- status
 
     def status(self) -> dict[str, Any]:
-        """Counters of models and groups, as plain values."""
+        """Counters of models and groups, as plain values.
+
+        A model's `drift` is how much longer its stages take than they were profiled for: the largest ratio, by what was
+        observed of late.
+        """
         now_s = self._clock()
         up_s = max(now_s - self._opened_s, 1e-9)
         groups = [
@@ -592,7 +596,10 @@ class Engine:
             "accepting": self._accepting,
             "uptime_s": up_s,
             "in_flight": len(self._pending),
-            "models": {name: metrics.to_json() for name, metrics in self._metrics.items()},
+            "models": {
+                name: metrics.to_json() | {"drift": self._scheduler.drift(name)}
+                for name, metrics in self._metrics.items()
+            },
             "groups": groups[: self._host_group],
             "host": groups[self._host_group],
         }

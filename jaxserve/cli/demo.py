@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,12 +15,12 @@ from rich.live import Live
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.serve import check_address, loaded_in, until_stopped, warn_of_reserved
-from jaxserve.cli.show import print_json, print_table, status_tables, stderr, telling
+from jaxserve.cli.show import Telling, print_json, print_table, say, status_tables, stderr
 from jaxserve.cli.signals import StopSignals
 from jaxserve.client import AsyncClient
 from jaxserve.config import cache_directory
 from jaxserve.engine import Engine
-from jaxserve.errors import ConfigError, InferenceError
+from jaxserve.errors import ConfigError, InferenceError, JaxserveError, ModelError
 from jaxserve.model import Model
 from jaxserve.models import gpt, minilm, moe, vit
 from jaxserve.plans import Group, Placement
@@ -102,35 +103,36 @@ def command(
     if not 0 < seconds < 3600:
         raise ConfigError(f"--seconds is {seconds}, but must be between 0 and 3600")
     warn_of_reserved(http_port, grpc_port)
-    port = _port(port)
+    if port is not None:
+        check_address("127.0.0.1", port)
     use_cpu_devices(DEVICES)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
             report = runner.run(_demo(port, keep=keep, seconds=seconds, seed=seed))
         except asyncio.CancelledError:
-            stderr.print("stopped")
-            return
+            say("stopped before there was a report")
+            raise click.exceptions.Exit(1) from None
     if as_json:
         print_json(report)
     else:
         print_table(status_tables(report["status"], rates=report["rates"]))
-        click.echo(report["closest"])
+        click.echo(textwrap.fill(report["closest"], 79, break_long_words=False))
 
 
-async def _demo(port: int, *, keep: bool, seconds: float, seed: int) -> dict[str, Any]:
+async def _demo(port: int | None, *, keep: bool, seconds: float, seed: int) -> dict[str, Any]:
     signals = StopSignals()
     cache = enable_compilation_cache(cache_directory() / "programs")
     began_s = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
-        with telling("loading") as tell:
+        with Telling("loading") as tell:
             models = _models()
             engine = Engine(models, placement=_placement(), overhead_s=OVERHEAD_S, progress=tell)
             await stack.enter_async_context(engine)
         load_s = time.monotonic() - began_s
-        server = await stack.enter_async_context(NativeServer(engine, port=port))
+        server = await listen(stack, engine, port)
         address = server.addresses[0]
-        stderr.print(loaded_in(load_s, cache), markup=False, soft_wrap=True)
-        stderr.print(f"serving {', '.join(MAKE_INPUTS)} on {address}", markup=False)
+        say(loaded_in(load_s, cache))
+        say(f"serving {', '.join(MAKE_INPUTS)} on {address}")
         async with AsyncClient(address) as client:
             closest = await _closest(client)
             workload = _workload(await client.models(), seconds=seconds, rng=np.random.default_rng(seed))
@@ -150,7 +152,7 @@ async def _demo(port: int, *, keep: bool, seconds: float, seed: int) -> dict[str
             "status": engine.status(),
         }
         if keep:
-            stderr.print(f"traffic over; still serving on {address}: Ctrl-C ends it", markup=False)
+            say(f"traffic over; still serving on {address}: Ctrl-C ends it")
             await until_stopped(server, signals, grace_s=5.0)
     signals.close()
     return report
@@ -158,13 +160,15 @@ async def _demo(port: int, *, keep: bool, seconds: float, seed: int) -> dict[str
 
 def _models() -> list[Model]:
     """The demo's models, with few buckets, so that the first start does not compile for long."""
-    text = minilm(directory=cache_directory(), batch_sizes=(1, 8), lengths=(32, 256))
-    return [
-        text,
-        gpt(batch_sizes=(1, 4), lengths=(32,)),
-        moe(batch_sizes=(1, 4), lengths=(32,)),
-        vit(batch_sizes=(1, 4)),
-    ]
+    try:
+        return [
+            minilm(directory=cache_directory(), batch_sizes=(1, 8), lengths=(32, 256)),
+            gpt(batch_sizes=(1, 4), lengths=(32,)),
+            moe(batch_sizes=(1, 4), lengths=(32,)),
+            vit(batch_sizes=(1, 4)),
+        ]
+    except ModelError as error:  # nothing on the command line chose these models, so it is no fault of the arguments
+        raise JaxserveError(str(error)) from error
 
 
 def _placement() -> Placement:
@@ -173,17 +177,21 @@ def _placement() -> Placement:
     return Placement(groups=tuple(Group(inter_op=2, devices=(2 * i, 2 * i + 1), models=names) for i in range(2)))
 
 
-def _port(asked: int | None) -> int:
-    """The port to listen on: the one asked for; else the default, or any other where something listens there."""
-    if asked is not None:
-        check_address("127.0.0.1", asked)
-        return asked
-    try:
-        check_address("127.0.0.1", DEFAULT_PORT)
-    except ConfigError:
-        stderr.print(f"port {DEFAULT_PORT} is taken; using a free one", markup=False)
-        return 0
-    return DEFAULT_PORT
+async def listen(stack: contextlib.AsyncExitStack, engine: Engine, port: int | None) -> NativeServer:
+    """A server that listens. While the models were loaded, another demo may have taken the default port.
+
+    Args:
+        stack: ends the server.
+        engine: what it serves.
+        port: the one asked for; None for the default, or a free one where something listens there.
+    """
+    if port is None:
+        try:
+            return await stack.enter_async_context(NativeServer(engine, port=DEFAULT_PORT))
+        except ConfigError:
+            say(f"port {DEFAULT_PORT} is taken; using a free one")
+            port = 0
+    return await stack.enter_async_context(NativeServer(engine, port=port))
 
 
 def _workload(models: list[dict[str, Any]], *, seconds: float, rng: np.random.Generator) -> Workload:

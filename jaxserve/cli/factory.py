@@ -1,8 +1,10 @@
 """Models named on a command line as `module:attribute`."""
 
 import importlib
+import inspect
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 from jaxserve.errors import ConfigError, JaxserveError
 from jaxserve.model import Model
@@ -20,20 +22,38 @@ def load_models(named: str) -> list[Model]:
     if not colon or not module_name or not attribute:
         raise ConfigError(f"{named!r} is not MODULE:ATTRIBUTE; give something like jaxserve.models:minilm")
     value: Any = _import(module_name)
+    looked_at = module_name
     for part in attribute.split("."):
         if not hasattr(value, part):
-            names = [name for name in vars(value) if not name.startswith("_")]
-            raise ConfigError(f"{module_name!r} has no {attribute!r}; it has {', '.join(names[:20]) or 'nothing'}")
+            names = ", ".join(_candidates(value, module_name)[:20]) or "nothing that could be a model"
+            raise ConfigError(f"{looked_at!r} has no {part!r}; it has {names}")
         value = getattr(value, part)
+        looked_at += (":" if looked_at == module_name else ".") + part
     if callable(value) and not isinstance(value, Model):
         value = _call(value, named)
     models = [value] if isinstance(value, Model) else value
-    if not isinstance(models, list | tuple) or not models or not all(isinstance(model, Model) for model in models):
+    if not _are_models(models):
         raise ConfigError(
             f"{named!r} is a {type(value).__name__}, but must be a jaxserve.Model, a list of them, or a function "
             f"without arguments that returns either"
         )
     return list(models)
+
+
+def _are_models(value: Any) -> TypeGuard[Sequence[Model]]:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Model) for each in value)
+
+
+def _candidates(value: Any, module_name: str) -> list[str]:
+    """Names in a module, or of an object in it, that may be meant: models, and functions that are the module's own."""
+
+    def is_candidate(each: Any) -> bool:
+        if isinstance(each, Model) or _are_models(each):
+            return True
+        return inspect.isfunction(each) and f"{each.__module__}.".startswith(f"{module_name}.")
+
+    named: dict[str, Any] = getattr(value, "__dict__", {})
+    return [name for name, each in named.items() if not name.startswith("_") and is_candidate(each)]
 
 
 def _import(module_name: str) -> Any:

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -15,6 +16,8 @@ _COMMANDS = {
     "simulate": "Say what would become of a workload under a placement.",
     "status": "Show what a running server does.",
 }
+_SLOW_TO_IMPORT = {"demo", "profile", "serve"}
+"""These import jax, which takes seconds."""
 _MISUSE = (ConfigError, FileFormatError, MissingExtra, ModelError, PlacementError)
 
 
@@ -28,6 +31,19 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         return importlib.import_module(f"jaxserve.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in _SLOW_TO_IMPORT and not {"-h", "--help"} & set(args):
+            print("starting ...", file=sys.stderr, flush=True)  # noqa: T201
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # click would print an empty line for it
+            raise click.Abort from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -55,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted")
-        return 130
+        return 1
 
 
 def main() -> None:

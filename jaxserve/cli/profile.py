@@ -1,5 +1,6 @@
 """`jaxserve profile`: measures models and writes a profiles file."""
 
+import os
 from pathlib import Path
 
 import click
@@ -8,9 +9,10 @@ from rich.table import Table
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.factory import load_models
-from jaxserve.cli.show import milliseconds, print_json, print_table, telling
+from jaxserve.cli.show import Telling, milliseconds, print_json, print_table, say
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError
+from jaxserve.model import Model
 from jaxserve.plans import ParallelConfig, Profile, Profiles
 from jaxserve.runtime import enable_compilation_cache, profile
 
@@ -32,8 +34,12 @@ def command(
         raise ConfigError(str(error)) from error
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"-o {output}: there is no directory {output.parent}; make it first")
+    if output is not None and output.is_dir():
+        raise ConfigError(f"-o {output} is a directory; name a file, such as {output / 'profiles.json'}")
+    if output is not None and not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"-o {output}: {output.parent} cannot be written to; choose another directory")
     use_cpu_devices(cpu_devices)
-    loaded = load_models(models)
+    loaded = _with_profiles(load_models(models))
     enable_compilation_cache(cache_directory() / "programs")
     devices = jax.devices()
     if config.devices > len(devices):
@@ -42,7 +48,7 @@ def command(
             f"{len(devices)}; try --cpu-devices {config.devices}"
         )
     rows: dict[str, tuple[Profile, ...]] = {}
-    with telling("profiling") as tell:
+    with Telling("profiling") as tell:
         for model in loaded:
 
             def report(what: str, done: int, total: int, name: str = model.name) -> None:
@@ -54,11 +60,24 @@ def command(
         device_kind=devices[0].device_kind, memory_bytes=float(stats.get("bytes_limit", 0)), models=rows
     )
     if output is not None:
-        profiles.save(output)
+        try:
+            profiles.save(output)
+        except OSError as error:
+            raise ConfigError(f"-o {output} cannot be written: {error}") from error
     if as_json:
         print_json(profiles.to_json())
     else:
         print_table(_table(profiles))
+
+
+def _with_profiles(models: list[Model]) -> list[Model]:
+    """Those that run on devices; what runs on the host takes its turn on the event loop and has no stages."""
+    on_host = [model.name for model in models if model.on_host]
+    if len(on_host) == len(models):
+        raise ConfigError(f"there is nothing to measure: {', '.join(on_host)} run on the host; name a model on devices")
+    if on_host:
+        say(f"not measured, as they run on the host: {', '.join(on_host)}")
+    return [model for model in models if not model.on_host]
 
 
 def _table(profiles: Profiles) -> Table:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.factory import load_models
-from jaxserve.cli.show import stderr, telling
+from jaxserve.cli.show import Telling, say
 from jaxserve.cli.signals import StopSignals
 from jaxserve.config import cache_directory
 from jaxserve.engine import Engine
@@ -19,7 +20,7 @@ from jaxserve.model import Model
 from jaxserve.plans import Placement
 from jaxserve.protocols.loop import loop_factory
 from jaxserve.runtime import CompilationCache, enable_compilation_cache
-from jaxserve.server import NativeServer
+from jaxserve.server import NativeServer, check_unix_path
 
 
 @click.command("serve")
@@ -53,6 +54,8 @@ def command(
         raise ConfigError(f"--grace-s is {grace_s}, but must not be negative")
     warn_of_reserved(http_port, grpc_port)
     check_address(host, port)
+    if unix is not None:
+        check_unix_path(unix)
     placed = None if placement is None else Placement.load(placement)
     use_cpu_devices(cpu_devices)
     loaded = load_models(models)
@@ -61,7 +64,8 @@ def command(
         try:
             runner.run(_serve(loaded, placed, cache, host=host, port=port, unix=unix, grace_s=grace_s))
         except asyncio.CancelledError:
-            stderr.print("stopped while loading")
+            say("stopped while loading")
+            raise click.exceptions.Exit(1) from None
 
 
 def check_address(host: str, port: int) -> None:
@@ -74,18 +78,25 @@ def check_address(host: str, port: int) -> None:
         raise ConfigError(f"cannot listen on {host}:{port}; a port is from 1 to 65535, or 0 for any that is free")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: there is no such host ({error}); choose another --host, such as "
+            f"127.0.0.1, or 0.0.0.0 for every address of this machine"
+        ) from error
+    try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot listen on {host}:{port} ({error}); choose another --port, or 0 for any") from error
+    except OSError as error:
+        mend = "another --host" if error.errno == errno.EADDRNOTAVAIL else "another --port, or 0 for any"
+        raise ConfigError(f"cannot listen on {host}:{port} ({error}); choose {mend}") from error
 
 
 def warn_of_reserved(http_port: int | None, grpc_port: int | None) -> None:
     """Says that ports of protocols to come are not opened."""
     for protocol, port in (("HTTP", http_port), ("gRPC", grpc_port)):
         if port is not None:
-            stderr.print(f"port {port} is not opened: {protocol} is not served yet", markup=False)
+            say(f"port {port} is not opened: {protocol} is not served yet")
 
 
 async def _serve(
@@ -100,13 +111,15 @@ async def _serve(
 ) -> None:
     signals = StopSignals()
     began_s = time.monotonic()
+    tell = Telling("loading")
+    engine = Engine(models, placement=placement, progress=tell)  # finds mistakes before anything is said to be loading
     async with contextlib.AsyncExitStack() as stack:
-        with telling("loading") as tell:
-            engine = await stack.enter_async_context(Engine(models, placement=placement, progress=tell))
+        with tell:
+            await stack.enter_async_context(engine)
         server = await stack.enter_async_context(NativeServer(engine, host=host, port=port, path=unix))
-        stderr.print(loaded_in(time.monotonic() - began_s, cache), markup=False, soft_wrap=True)
-        stderr.print(f"serving {', '.join(sorted(model.name for model in models))}", markup=False)
-        stderr.print(f"on {' and '.join(server.addresses)}", markup=False)
+        say(loaded_in(time.monotonic() - began_s, cache))
+        say(f"serving {', '.join(sorted(model.name for model in models))}")
+        say(f"on {' and '.join(server.addresses)}")
         await until_stopped(server, signals, grace_s=grace_s)
     signals.close()
 
@@ -120,6 +133,6 @@ async def until_stopped(server: NativeServer, signals: StopSignals, *, grace_s: 
     """Waits for a signal, then drains."""
     signals.ready(at_once=lambda: server.drain(0.0))
     await signals.asked()
-    stderr.print(f"draining: {server.in_flight} requests in flight", markup=False)
+    say(f"draining: {server.in_flight} requests in flight")
     await server.drain(grace_s)
-    stderr.print("stopped")
+    say("stopped")

@@ -2,22 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import click
+from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 stderr = Console(stderr=True, highlight=False)
-
-
-class Tell(Protocol):
-    """Says in a few words what is being done; may be called from any thread."""
-
-    def __call__(self, text: str) -> None:
-        """See the class."""
 
 
 def print_json(value: object) -> None:
@@ -31,15 +26,37 @@ def print_table(table: RenderableType) -> None:
     console.print(table)
 
 
-@contextmanager
-def telling(what: str) -> Iterator[Tell]:
-    """Shows what is being done on standard error: a spinner on a terminal, else one line for each new thing."""
-    if stderr.is_terminal:
-        with stderr.status(what) as status:
-            yield lambda text: status.update(f"{what}: {text}")
-        return
-    stderr.print(f"{what} ...", markup=False)
-    yield lambda text: None
+def say(text: str) -> None:
+    """Prints a line on standard error. A long one is the terminal's to break, so that paths in it stay whole."""
+    stderr.print(text, markup=False, soft_wrap=True)
+
+
+class Telling:
+    """Shows, while it is entered, what is being done: a spinner on a terminal, else one line on standard error.
+
+    Calling it says more; before and after, that says nothing. It may be called from any thread.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._status: Status | None = None
+
+    def __enter__(self) -> Self:
+        if stderr.is_terminal:
+            self._status = status = stderr.status(self._what)
+            status.start()
+        else:
+            say(f"{self._what} ...")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, text: str) -> None:
+        """Says in a few words which part of it is being done."""
+        if self._status is not None:
+            self._status.update(f"{self._what}: {escape(text)}")
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -48,8 +65,18 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as percent, to read."""
-    return "-" if share is None else f"{100 * share:.1f} %"
+    """A share in percent, to read; the unit stands in the header."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def table_of(text: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table without frames, for 80 columns: first columns of text, then of numbers, which are never broken."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in text:
+        table.add_column(column)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def status_tables(status: Mapping[str, Any], *, rates: Mapping[str, float] | None = None) -> RenderableType:
@@ -59,28 +86,24 @@ def status_tables(status: Mapping[str, Any], *, rates: Mapping[str, float] | Non
         status: the engine's.
         rates: requests per second by model; by default the mean since the engine started.
     """
-    models = Table(title="models", title_justify="left")
-    for column in ("model", "rate 1/s", "served", "refused", "expired", "failed", "p50 ms", "p99 ms", "SLO attainment"):
-        models.add_column(column, justify="left" if column == "model" else "right")
+    counts = ("served", "refused", "expired", "failed")
+    models = table_of(["model"], ["rate/s", *counts, "p50 ms", "p99 ms", "SLO %"])
     for name, counted in status["models"].items():
         rate = counted["requests"] / status["uptime_s"] if rates is None else rates.get(name, 0.0)
         models.add_row(
-            name,
+            escape(name),
             f"{rate:.1f}",
-            *(str(counted[key]) for key in ("served", "refused", "expired", "failed")),
+            *(str(counted[key]) for key in counts),
             milliseconds(counted["latency_p50_s"]),
             milliseconds(counted["latency_p99_s"]),
             percent(counted["slo_attainment"]),
         )
-    groups = Table(title="groups", title_justify="left")
-    for column in ("group", "stages", "models", "requests", "queue", "in flight", "busy"):
-        groups.add_column(column, justify="left" if column in ("group", "models") else "right")
+    groups = table_of(["group", "models"], ["stages", "requests", "queue", "in flight", "busy %"])
     for index, group in enumerate(status["groups"]):
         groups.add_row(
             f"{index}" if group["healthy"] else f"{index} (lost)",
-            str(group["stages"]),
-            ", ".join(group["models"]),
-            *(str(group[key]) for key in ("requests", "queue", "in_flight")),
+            escape(", ".join(group["models"])),
+            *(str(group[key]) for key in ("stages", "requests", "queue", "in_flight")),
             percent(group["utilization"]),
         )
-    return Group(models, groups)
+    return Group(models, "", groups)

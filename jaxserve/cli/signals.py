@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from jaxserve.cli.show import say
+
 
 class StopSignals:
     """Listens for SIGTERM and SIGINT on the running loop.
@@ -49,4 +51,5 @@ class StopSignals:
         self._leaving = True
         self._asked.set()
         if not self._ready and self._task is not None:
+            say("stopping ...")  # it may take a while: nothing interrupts a program that is being compiled
             self._task.cancel()

@@ -2,12 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-from rich.table import Table
+from rich.console import Group
+from rich.markup import escape
 
-from jaxserve.cli.show import milliseconds, percent, print_json, print_table
+from jaxserve.cli.show import milliseconds, percent, print_json, print_table, table_of
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, Placement, Profiles, write_bytes
 from jaxserve.scheduling import DISPATCHES
@@ -59,24 +61,19 @@ def command(
     if as_json:
         print_json(result.to_json())
     else:
-        print_table(_table(result))
+        _print(result)
 
 
-def _table(result: SimulationResult) -> Table:
-    summary = result.to_json()
-    table = Table(title=f"{summary['requests']} requests, SLO attainment {percent(result.slo_attainment)}")
-    table.add_column("model")
-    table.add_column("requests", justify="right")
-    table.add_column("SLO attainment", justify="right")
-    per_model = summary["per_model"]
-    assert isinstance(per_model, dict)
-    for name, counted in per_model.items():
-        table.add_row(name, str(counted["requests"]), percent(counted["slo_attainment"]))
-    table.caption = ", ".join(
-        [
-            *(f"{key} {summary[key]}" for key in ("served", "rejected", "late")),
-            f"p50 {milliseconds(summary['latency_p50_s'])} ms",  # type: ignore[arg-type]
-            f"p99 {milliseconds(summary['latency_p99_s'])} ms",  # type: ignore[arg-type]
-        ]
-    )
-    return table
+def _print(result: SimulationResult) -> None:
+    summary: dict[str, Any] = result.to_json()
+    click.echo(f"{summary['requests']} requests, SLO attainment {percent(result.slo_attainment)} %")
+    click.echo(", ".join(f"{key} {summary[key]}" for key in ("served", "rejected", "late")))
+    p50, p99 = (milliseconds(summary[f"latency_{which}_s"]) for which in ("p50", "p99"))
+    click.echo(f"latency p50 {p50} ms, p99 {p99} ms\n")
+    models = table_of(["model"], ["requests", "SLO %"])
+    for name, counted in summary["per_model"].items():
+        models.add_row(escape(name), str(counted["requests"]), percent(counted["slo_attainment"]))
+    groups = table_of(["group"], ["requests", "busy %"])
+    for index, group in enumerate(summary["per_group"]):
+        groups.add_row(str(index), str(group["requests"]), percent(group["utilization"]))
+    print_table(Group(models, "", groups))

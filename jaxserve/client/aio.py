@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxserve.client.address import parse_address
 from jaxserve.client.connection import Connection, NeverSent
-from jaxserve.client.inputs import DtypeNames, check_deadline, needs_description, to_wire
+from jaxserve.client.inputs import DtypeNames, needs_description, to_wire
 from jaxserve.errors import (
     ConfigError,
     ConnectionLost,
@@ -28,6 +28,7 @@ from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.messages import Value
 from jaxserve.protocols.native import DEFAULT_MAX_FRAME_BYTES, LARGEST_FRAME_BYTES
 from jaxserve.protocols.tensors import Unencodable
+from jaxserve.request import check_deadline
 
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 2.0
@@ -138,7 +139,8 @@ class AsyncClient:
             TransportError: there is no answer.
         """
         self._check_open()
-        check_deadline(deadline_s)
+        if deadline_s is not None:
+            deadline_s = check_deadline(deadline_s)
         started_s = time.monotonic()  # not the loop's time, which uvloop cuts to milliseconds
         give_up_s = math.inf if deadline_s is None else started_s + deadline_s
         values = await self._values(model, inputs, give_up_s)

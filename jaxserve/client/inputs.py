@@ -4,8 +4,6 @@ Arrays travel as they are. Python numbers and nested lists have no dtype of thei
 declares, if that loses nothing but precision.
 """
 
-import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,21 +15,6 @@ from jaxserve.protocols.messages import Value
 
 DtypeNames = Mapping[str, str]
 """Input name -> the dtype that the model declares for it: a numpy name, `bfloat16` or `string`."""
-
-
-def check_deadline(deadline_s: object) -> None:
-    """Raises `InvalidInput` for what is neither None nor a finite number of seconds above 0."""
-    if deadline_s is None:
-        return
-    if (
-        isinstance(deadline_s, bool)
-        or not isinstance(deadline_s, numbers.Real)
-        or not 0.0 < float(deadline_s) < math.inf
-    ):
-        raise InvalidInput(
-            f"deadline_s is {deadline_s!r}; it must be a finite number of seconds above 0, "
-            f"or None for the model's default"
-        )
 
 
 def needs_description(inputs: Mapping[str, Any]) -> bool:

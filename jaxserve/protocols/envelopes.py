@@ -6,6 +6,7 @@ but whose content is wrong becomes a `BadInfer`, to be answered like any other r
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,10 @@ HELLO, WELCOME, INFER, RESULT, FAILURE, CANCEL, STATUS, DESCRIBE, REPORT, GOODBY
 MAX_ID = 2**63 - 1
 MAX_ITEMS = 16384
 """The most elements that an array or a map inside an envelope may have: the most strings in one input."""
+MAX_ELEMENTS = 8 * MAX_ITEMS
+"""The most elements that all arrays and maps of an envelope may have together; key and value of a map are two."""
+MAX_DEPTH = 16
+"""The most arrays and maps that may stand inside one another, the envelope itself being the first."""
 SMALLEST_FRAME_LIMIT_BYTES = 4096
 """The least that either end must accept; a handshake fits into it."""
 
@@ -76,6 +81,7 @@ def split(values: Mapping[str, Value]) -> tuple[dict[str, list[str] | None], lis
     """The envelope's part of named values, where None stands for the next tensor, and the tensors."""
     fields: dict[str, list[str] | None] = {}
     tensors: list[np.ndarray] = []
+    strings = 0
     for name, value in values.items():
         if isinstance(value, np.ndarray):
             fields[name] = None
@@ -83,13 +89,77 @@ def split(values: Mapping[str, Value]) -> tuple[dict[str, list[str] | None], lis
         elif type(value) is list and all(type(item) is str for item in value):
             if len(value) > MAX_ITEMS:
                 raise Unencodable(f"{name!r} has {len(value)} strings; at most {MAX_ITEMS} go into one request")
+            strings += len(value)
             fields[name] = value
         else:
             raise Unencodable(f"{name!r} is a {type(value).__name__}; what travels are numpy arrays and lists of str")
+    if _INFER_ELEMENTS + 2 * len(fields) + strings > MAX_ELEMENTS:
+        raise Unencodable(
+            f"{len(fields)} named values with {strings} strings in all; one frame takes {MAX_ELEMENTS} elements, "
+            f"so send them in more than one request"
+        )
     return fields, tensors
 
 
 # Reading
+
+# What cannot be trusted is measured before anything is made of it: nested arrays of one byte each would become objects
+# of 64 bytes, and each array that is announced gets room for all its elements at once.
+
+_INFER_ELEMENTS = 5
+_STRINGS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+_ARRAYS = {0xDC: 2, 0xDD: 4}
+_MAPS = {0xDE: 2, 0xDF: 4}
+_NUMBERS = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
+
+
+def _fixed_bytes(tag: int) -> int:
+    if tag < 0x80 or tag >= 0xE0 or tag in (0xC0, 0xC2, 0xC3):
+        return 1
+    return tag - 0x9F if 0xA0 <= tag < 0xC0 else _NUMBERS.get(tag, 0)
+
+
+_FIXED_BYTES = tuple(_fixed_bytes(tag) for tag in range(256))
+"""What a scalar takes, by its first byte; 0 for all that has a length of its own or elements."""
+
+
+def _check_size(packed: Buffer) -> None:
+    """Raises ValueError for too many elements or too deep a nesting; most else that is wrong it leaves to msgpack."""
+    end = len(packed)
+    position = elements = 0
+    outer: list[int] = []  # elements still to come in the arrays and maps around the innermost that is open
+    missing = 1
+    while position < end:
+        while not missing:
+            if not outer:
+                return
+            missing = outer.pop()
+        missing -= 1
+        tag = packed[position]
+        fixed_bytes = _FIXED_BYTES[tag]
+        if fixed_bytes:
+            position += fixed_bytes
+            continue
+        position += 1
+        if tag in _STRINGS:
+            length_bytes = _STRINGS[tag]
+            position += length_bytes + int.from_bytes(packed[position : position + length_bytes], "big")
+            continue
+        if tag < 0xA0:
+            count = (tag & 15) * (2 if tag < 0x90 else 1)
+        elif tag in _ARRAYS or tag in _MAPS:
+            length_bytes = _ARRAYS.get(tag) or _MAPS[tag]
+            count = int.from_bytes(packed[position : position + length_bytes], "big") * (2 if tag in _MAPS else 1)
+            position += length_bytes
+        else:
+            raise ValueError(f"binary and extension objects (here 0x{tag:02x}) do not occur")
+        elements += count
+        if elements > MAX_ELEMENTS:
+            raise ValueError(f"its arrays and maps have more than {MAX_ELEMENTS} elements together")
+        outer.append(missing)
+        missing = count
+        if len(outer) > MAX_DEPTH:
+            raise ValueError(f"its arrays and maps are nested more than {MAX_DEPTH} deep")
 
 
 def unpack(packed: Buffer) -> list[Any]:
@@ -99,6 +169,8 @@ def unpack(packed: Buffer) -> list[Any]:
         ProtocolError: it is not the msgpack that is allowed here.
     """
     try:
+        if len(packed) > MAX_DEPTH:  # smaller ones cannot be too deep
+            _check_size(packed)
         envelope = msgpack.unpackb(
             packed, strict_map_key=True, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_bin_len=0, max_ext_len=0
         )
@@ -133,7 +205,8 @@ def _deadline(value: Any) -> float:
     if type(value) is int and value > 0:
         return float(value)
     raise Malformed(
-        f"deadline_s is {value!r:.40}; it must be a finite number of seconds above 0, or nil for the model's default"
+        f"deadline_s is {reprlib.repr(value)}; it must be a finite number of seconds above 0, "
+        f"or nil for the model's default"
     )
 
 
@@ -186,7 +259,9 @@ def _parse_hello(envelope: list[Any], frame: Buffer, position: int, end: int) ->
     _no_tensors(position, end)
     _expect(envelope, "hello", list, int, str, more_allowed=True)
     _, _, versions, max_frame_bytes, agent = envelope[:5]
-    if not versions or any(type(version) is not int for version in versions):
+    if not versions:
+        raise ProtocolError("the versions in a hello are an empty array; it must name at least one")
+    if any(type(version) is not int for version in versions):
         raise ProtocolError("the versions in a hello are not an array of integers")
     return messages.Hello(versions, _frame_limit(max_frame_bytes), agent)
 

@@ -33,6 +33,10 @@ AGENT = "jaxserve"
 
 DEFAULT_MAX_FRAME_BYTES = 64 * 2**20
 
+_LONGEST_MESSAGE = 2000
+_LONGEST_DETAIL = 200
+_SHORTEST_MESSAGE_BYTES = 1024  # with a code, an id and a few details it fits into the least that a peer accepts
+
 _LENGTH = struct.Struct("<I")
 
 _CONNECTION_ERRORS: Mapping[str, type[ProtocolError]] = {
@@ -78,14 +82,39 @@ def encode_result(id: int, outputs: Mapping[str, Value], *, max_frame_bytes: int
 
 
 def failure(id: int, error: InferenceError) -> messages.Failure:
-    """The message that tells a client what became of its request."""
-    return messages.Failure(id, error.code, str(error), error.details)
+    """The message that tells a client what became of its request, without most of what is very long in it."""
+    details = {
+        name: _shortened(detail, _LONGEST_DETAIL) if isinstance(detail, str) else detail
+        for name, detail in error.details.items()
+    }
+    return messages.Failure(id, error.code, _shortened(str(error), _LONGEST_MESSAGE), details)
+
+
+def encode_failure(message: messages.Failure, *, max_frame_bytes: int) -> list[Buffer]:
+    """`encode` of a `Failure`, cut down to the peer's limit where it is over it.
+
+    Raises:
+        Unencodable: a value that the wire has no form for.
+    """
+    try:
+        return encode(message, max_frame_bytes=max_frame_bytes)
+    except FrameTooLarge:
+        text = message.message.encode()[:_SHORTEST_MESSAGE_BYTES].decode(errors="ignore")
+        message = messages.Failure(message.id, message.code, text, message.details)
+    try:
+        return encode(message, max_frame_bytes=max_frame_bytes)
+    except FrameTooLarge:
+        return encode(messages.Failure(message.id, message.code, text, {}), max_frame_bytes=max_frame_bytes)
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def connection_failure(error: ProtocolError) -> messages.Failure:
     """The message that ends a connection."""
     code = next((code for code, kind in _CONNECTION_ERRORS.items() if type(error) is kind), "protocol_error")
-    return messages.Failure(0, code, str(error), {})
+    return messages.Failure(0, code, _shortened(str(error), _LONGEST_MESSAGE), {})
 
 
 def connection_error(message: messages.Failure) -> ProtocolError:

@@ -14,7 +14,7 @@ group is told of anything else (a stage ends early or late, a request is cancell
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxserve.request import Request
 
@@ -27,12 +27,14 @@ class Entry:
         request: the request.
         latency_s: seconds that each stage is expected to take for it.
         stage: the stage that it runs on or waits for.
+        observe: told (bucket, stage, seconds) of each stage that it was run on, to its end.
         running: whether it runs on that stage.
         abandoned: nobody waits for it any more; it leaves when its stage ends.
     """
 
     request: Request
     latency_s: Sequence[float]
+    observe: Callable[[int, int, float], None]
     stage: int = 0
     running: bool = False
     abandoned: bool = False
@@ -51,6 +53,7 @@ class GroupState:
         self.healthy = True
         self._waiting: list[OrderedDict[int, Entry]] = [OrderedDict() for _ in range(stages)]
         self._running: list[Entry | None] = [None] * stages
+        self._begun: list[float] = [0.0] * stages  # when what runs on a stage began
         self._ends: list[float] = [0.0] * stages  # when what runs on a stage is expected to end
         self._freed: list[float] = [0.0] * stages  # when a stage last ended something
         self._entries: dict[int, Entry] = {}  # in order of admission
@@ -73,10 +76,17 @@ class GroupState:
             ahead.append(finish_s)
         return ahead
 
-    def admit(self, request: Request, latency_s: Sequence[float], ahead: list[float], now_s: float) -> bool:
+    def admit(
+        self,
+        request: Request,
+        latency_s: Sequence[float],
+        ahead: list[float],
+        observe: Callable[[int, int, float], None],
+        now_s: float,
+    ) -> bool:
         """Takes a request in, `ahead` being what `predict` has just said; True where stage 0 begins it at once."""
         self._clocks = ahead
-        entry = Entry(request, latency_s)
+        entry = Entry(request, latency_s, observe)
         self._entries[request.id] = entry
         if self._running[0] is None:
             self._begin(entry, 0, now_s)
@@ -104,6 +114,8 @@ class GroupState:
             if other is not None and end_s < self._overdue_s:
                 self._overdue_s = end_s
         entry.running = False
+        if not leave and not entry.abandoned:
+            entry.observe(entry.request.bucket, stage, now_s - self._begun[stage])
         last = stage + 1 == len(self._running)
         if last or leave or entry.abandoned:
             if not last:
@@ -162,6 +174,7 @@ class GroupState:
     def _begin(self, entry: Entry, stage: int, now_s: float) -> None:
         entry.running = True
         self._running[stage] = entry
+        self._begun[stage] = now_s
         self._ends[stage] = end_s = now_s + entry.latency_s[stage]
         if end_s < self._overdue_s:
             self._overdue_s = end_s

@@ -14,8 +14,9 @@ import math
 from collections.abc import Sequence
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling.dispatch import Candidate, Dispatch, Latencies, alpaserve
+from jaxserve.scheduling.dispatch import Dispatch, alpaserve
 from jaxserve.scheduling.group import GroupState
+from jaxserve.scheduling.replica import Latencies, Replica
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,8 +57,8 @@ class Scheduler:
         self.groups: list[GroupState] = []
         self._dispatch = dispatch
         self._overhead_s = overhead_s
-        self._holders: dict[str, list[Candidate]] = {}
-        self._open: dict[str, list[Candidate]] = {}  # of the holders, the healthy ones
+        self._holders: dict[str, list[Replica]] = {}
+        self._open: dict[str, list[Replica]] = {}  # of the holders, the healthy ones
         self._group_of: dict[int, int] = {}
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; holds settled requests until it is pruned
 
@@ -68,32 +69,37 @@ class Scheduler:
 
     def place(self, group: int, model: str, latency_s: Latencies) -> None:
         """Lets `group` serve `model`; `latency_s[bucket][stage]` is what each stage takes."""
-        holders = [candidate for candidate in self._holders.get(model, []) if candidate[0] != group]
-        holders.append((group, self.groups[group], latency_s))
-        self._holders[model] = sorted(holders, key=lambda candidate: candidate[0])
+        holders = [replica for replica in self._holders.get(model, []) if replica.group != group]
+        holders.append(Replica(group, self.groups[group], latency_s, list(latency_s)))
+        self._holders[model] = sorted(holders, key=lambda replica: replica.group)
         self._find_open()
 
     def withdraw(self, group: int, model: str) -> None:
         """Sends no further request of `model` to `group`; what is inside goes on."""
-        self._holders[model] = [candidate for candidate in self._holders[model] if candidate[0] != group]
+        self._holders[model] = [replica for replica in self._holders[model] if replica.group != group]
         self._find_open()
+
+    def drift(self, model: str) -> float:
+        """How much longer a model's stages take than profiled, by what was observed: the largest ratio."""
+        return max((replica.drift for replica in self._holders.get(model, [])), default=1.0)
 
     def submit(self, request: Request, *, now_s: float) -> Admitted | Rejected:
         """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`."""
         holders = self._open.get(request.model)
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf)
-        index, group, latencies = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
-        latency_s = latencies[request.bucket]
+        replica = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
+        group = replica.state
+        latency_s = replica.latency_s(request.bucket)
         ahead = group.predict(latency_s, now_s)
         finish_s = ahead[-1] + self._overhead_s
         if finish_s - request.arrival_s > request.slo_s:
             return Rejected(id=request.id, predicted_finish_s=finish_s)
-        begins = group.admit(request, latency_s, ahead, now_s)
-        self._group_of[request.id] = index
+        begins = group.admit(request, latency_s, ahead, replica.observe, now_s)
+        self._group_of[request.id] = replica.group
         if request.slo_s != math.inf:
             self._watch(request)
-        return Admitted(index, finish_s, begins)
+        return Admitted(replica.group, finish_s, begins)
 
     def stage_done(self, group: int, stage: int, request_id: int, *, now_s: float, failed: bool = False) -> Step:
         """Reports that a stage has ended a request, or that the model raised on it there."""
@@ -171,8 +177,7 @@ class Scheduler:
 
     def _find_open(self) -> None:
         self._open = {
-            model: [candidate for candidate in holders if candidate[1].healthy]
-            for model, holders in self._holders.items()
+            model: [replica for replica in holders if replica.state.healthy] for model, holders in self._holders.items()
         }
 
     def _watch(self, request: Request) -> None:

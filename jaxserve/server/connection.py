@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from jaxserve.errors import EngineStopped, FrameTooLarge, InferenceError, ProtocolError, VersionMismatch
 from jaxserve.protocols import messages, native
+from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.loop import write_parts
 from jaxserve.protocols.tensors import Buffer, Unencodable
 from jaxserve.server.seam import InferenceEngine, Outputs
@@ -32,6 +33,9 @@ _NOT_YET = -1  # the ticket of a request that the engine is just being given
 
 # Only requests of this size are counted against max_in_flight_bytes: the others are bounded by max_in_flight.
 _LARGE_BYTES = 64 * 1024
+
+# To describe an engine takes it about a millisecond for every two models. A chunk of queries must not stop the others.
+_QUERIES_PER_TURN = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,13 @@ class Flusher:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._due: list[Connection] = []
+        self._read: dict[str, Any] = {}
+
+    def once_per_turn(self, name: str, read: Callable[[], Any]) -> Any:
+        """What `read` returns, read once for all that ask for `name` in this turn. The caller then calls `add`."""
+        if name not in self._read:
+            self._read[name] = read()
+        return self._read[name]
 
     def add(self, connection: "Connection") -> None:
         """Has `connection` flushed in this turn."""
@@ -83,6 +94,7 @@ class Flusher:
         self._due.append(connection)
 
     def _flush(self) -> None:
+        self._read.clear()
         due, self._due = self._due, []
         for connection in due:
             connection.flush()
@@ -122,7 +134,8 @@ class Connection(asyncio.Protocol):
         self._decoder = native.Decoder(end="server", max_frame_bytes=limits.max_frame_bytes)
         self._state = _State.HANDSHAKING
         self._draining = False
-        self._peer_max_frame_bytes = native.LARGEST_FRAME_BYTES
+        self._peer_max_frame_bytes = SMALLEST_FRAME_LIMIT_BYTES  # until it has said what it accepts
+        self._queries = 0  # in this turn of the loop
         self._in_flight: dict[int, int] = {}  # request id -> the engine's ticket
         self._large_bytes: dict[int, int] = {}  # request id -> bytes of its frame, for large ones
         self._out: list[Buffer] = [native.PREAMBLE]
@@ -197,7 +210,7 @@ class Connection(asyncio.Protocol):
         error = EngineStopped("the server stopped before the request was answered")
         for request_id, ticket in list(self._in_flight.items()):
             self._forget(request_id)
-            self._send(native.encode(native.failure(request_id, error)))
+            self._refuse(request_id, error)
             self._engine.cancel(ticket)
 
     def close(self) -> None:
@@ -221,7 +234,7 @@ class Connection(asyncio.Protocol):
             self._refuse(request_id, EngineStopped("the server is draining; the request was not taken", refused=1))
         elif len(in_flight) >= self._limits.max_in_flight:
             text = f"more than {self._limits.max_in_flight} requests in flight on one connection"
-            self._send(native.encode(messages.Failure(request_id, "too_many_in_flight", text, {})))
+            self._send_failure(messages.Failure(request_id, "too_many_in_flight", text, {}))
         else:
             in_flight[request_id] = _NOT_YET
             if message.size_bytes >= _LARGE_BYTES:
@@ -250,9 +263,9 @@ class Connection(asyncio.Protocol):
                 if ticket is not None:
                     self._engine.cancel(ticket)
             case messages.StatusQuery(id=query_id):
-                self._report(query_id, self._engine.status)
+                self._report(query_id, "status", self._engine.status)
             case messages.DescribeQuery(id=query_id):
-                self._report(query_id, self._engine.describe)
+                self._report(query_id, "describe", self._engine.describe)
             case messages.Hello():
                 self._welcome(message)
             case ProtocolError():
@@ -278,16 +291,23 @@ class Connection(asyncio.Protocol):
             native.encode(messages.Welcome(max(common), limits.max_frame_bytes, limits.max_in_flight, self._agent))
         )
 
-    def _report(self, query_id: int, read: Callable[[], Any]) -> None:
+    def _report(self, query_id: int, name: str, read: Callable[[], Any]) -> None:
+        self._queries += 1
+        if self._queries > _QUERIES_PER_TURN:
+            text = f"more than {_QUERIES_PER_TURN} queries at a time on one connection; wait for answers before more"
+            self._send_failure(messages.Failure(query_id, "too_many_in_flight", text, {}))
+            return
         try:
-            parts = native.encode(messages.Report(query_id, read()), max_frame_bytes=self._peer_max_frame_bytes)
+            value = self._flusher.once_per_turn(name, read)
+            parts = native.encode(messages.Report(query_id, value), max_frame_bytes=self._peer_max_frame_bytes)
         except Exception:
             _log.exception("a query failed")
-            parts = native.encode(messages.Failure(query_id, "server_error", "the query failed; see the log", {}))
-        self._send(parts)
+            self._send_failure(messages.Failure(query_id, "server_error", "the query failed; see the log", {}))
+        else:
+            self._send(parts)
 
     def _refuse(self, request_id: int, error: InferenceError) -> None:
-        self._send(native.encode(native.failure(request_id, error)))
+        self._send_failure(native.failure(request_id, error))
 
     # Answers
 
@@ -301,12 +321,11 @@ class Connection(asyncio.Protocol):
         if self._state is _SERVING:
             try:
                 if isinstance(outcome, InferenceError):
-                    parts = native.encode(native.failure(request_id, outcome))
+                    self._refuse(request_id, outcome)
                 else:
-                    parts = native.encode_result(request_id, outcome, max_frame_bytes=self._peer_max_frame_bytes)
+                    self._send(native.encode_result(request_id, outcome, max_frame_bytes=self._peer_max_frame_bytes))
             except (Unencodable, FrameTooLarge) as error:
-                parts = native.encode(messages.Failure(request_id, "server_error", f"the answer: {error}", {}))
-            self._send(parts)
+                self._send_failure(messages.Failure(request_id, "server_error", f"the answer: {error}", {}))
         if self._draining:
             self._on_settled()
 
@@ -315,7 +334,7 @@ class Connection(asyncio.Protocol):
         if request_id in self._in_flight:
             self._forget(request_id)
             text = "the server failed on this request; its log says more"
-            self._send(native.encode(messages.Failure(request_id, "server_error", text, {})))
+            self._send_failure(messages.Failure(request_id, "server_error", text, {}))
 
     def _forget(self, request_id: int) -> None:
         del self._in_flight[request_id]
@@ -328,6 +347,9 @@ class Connection(asyncio.Protocol):
             self._in_flight.pop(request_id, None)
         self._large_bytes.clear()
 
+    def _send_failure(self, failure: messages.Failure) -> None:
+        self._send(native.encode_failure(failure, max_frame_bytes=self._peer_max_frame_bytes))
+
     def _send(self, parts: list[Buffer]) -> None:
         self._out += parts
         if not self._is_flush_due:
@@ -337,6 +359,7 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Writes what waits to be written."""
         self._is_flush_due = False
+        self._queries = 0
         parts, self._out = self._out, []
         if not parts or self._transport.is_closing():
             return
@@ -357,7 +380,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: ProtocolError) -> None:
         """Tells the peer why, and waits a little for it to read that: closing at once could destroy the message."""
         _log.info("ending the connection of %s: %s", self._transport.get_extra_info("peername") or "a peer", error)
-        self._send(native.encode(native.connection_failure(error)))
+        self._send_failure(native.connection_failure(error))
         self._state = _State.FAILED
         self._stop_timer()
         self._cancel_all()

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +30,8 @@ class NativeServer:
         engine: what serves the requests; it must be running, and it must outlive the server.
         host: where to listen for TCP.
         port: the TCP port, 0 for one that is free (see `port`), None for no TCP.
-        path: a Unix socket to listen on as well. A stale socket of that name is replaced; it is removed at the end.
+        path: a Unix socket to listen on as well. A stale socket of that name is replaced (see `check_unix_path`);
+            at the end it is removed, unless something else is there by then.
         max_frame_bytes: the largest frame that is read.
         max_in_flight: requests that one connection may have unanswered; clients learn it in the handshake.
         max_in_flight_bytes: a connection's reading stops while large requests of more than this are unanswered.
@@ -76,6 +79,7 @@ class NativeServer:
             linger_s=linger_s,
         )
         self._listeners: list[asyncio.Server] = []
+        self._bound: tuple[int, int] | None = None  # device and inode of the Unix socket that is ours
         self._connections: set[Connection] = set()
         self._changed = asyncio.Event()  # a connection went, or a request was settled while draining
         self._draining = False
@@ -110,6 +114,7 @@ class NativeServer:
             if self._path is not None:
                 await self._listen_unix(self._path)
         except BaseException:
+            self._close_listeners()
             await self._stop_listening()
             raise
         return self
@@ -126,8 +131,7 @@ class NativeServer:
         after a first call runs or was cancelled.
         """
         self._draining = True
-        for listener in self._listeners:
-            listener.close()
+        self._close_listeners()
         for connection in tuple(self._connections):
             connection.say_goodbye(grace_s=grace_s, reason="the server is draining")
         await self._until(lambda: self.in_flight == 0, timeout_s=grace_s)
@@ -166,22 +170,35 @@ class NativeServer:
         self.port = listener.sockets[0].getsockname()[1]
 
     async def _listen_unix(self, path: Path) -> None:
-        _check_path(path)
+        check_unix_path(path)
         try:
+            sock, self._bound = _bind(path)
             listener = await asyncio.get_running_loop().create_unix_server(
-                self._make_connection, os.fspath(path), backlog=_BACKLOG
+                self._make_connection, sock=sock, backlog=_BACKLOG
             )
         except OSError as error:
-            raise ConfigError(f"cannot listen on {path}: {error}") from error
+            raise ConfigError(f"cannot listen on {path}: {error}; choose another path") from error
         self._listeners.append(listener)
+
+    def _close_listeners(self) -> None:
+        self._unlink()
+        for listener in self._listeners:
+            listener.close()
+
+    def _unlink(self) -> None:
+        """Removes our socket. Before it is closed: only until then its inode can be nobody else's."""
+        bound, self._bound = self._bound, None
+        if bound is None or self._path is None:
+            return
+        with contextlib.suppress(OSError):  # gone already, with its directory perhaps
+            status = self._path.lstat()
+            if (status.st_dev, status.st_ino) == bound:
+                self._path.unlink()
 
     async def _stop_listening(self) -> None:
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
-            listener.close()
             await listener.wait_closed()
-        if self._path is not None and listeners:
-            self._path.unlink(missing_ok=True)
 
     def _make_connection(self) -> Connection:
         return Connection(
@@ -204,6 +221,55 @@ class NativeServer:
         self._changed.set()
 
 
-def _check_path(path: Path) -> None:
-    if path.exists() and not path.is_socket():
+def check_unix_path(path: str | Path) -> None:
+    """Looks whether a server could listen on a Unix socket at `path`. `NativeServer` does so itself, but late.
+
+    Raises:
+        ConfigError: the directory does not exist, `path` is something else than a socket, or something listens there.
+    """
+    path = Path(path)
+    try:
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"cannot listen on {path}: there is no directory {path.parent}; make it, or choose another path"
+            )
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {path}: {error}; choose another path") from error
+    if not stat.S_ISSOCK(mode):
         raise ConfigError(f"cannot listen on {path}: it exists and is not a socket; choose another path")
+    if not _is_dead(path):
+        raise ConfigError(f"cannot listen on {path}: it is in use by another server; choose another path")
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether nothing listens on a socket. Where that cannot be told (no permission, another kind) it is alive."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # else it would wait while the other's backlog is full
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
+    """A socket bound to `path`, with the device and inode that it got there; in place of a dead one, never of another.
+
+    The loop is not asked to do it, for uvloop puts its socket in the place of whatever socket is there.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode) and _is_dead(path):
+            path.unlink()
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.bind(os.fspath(path))
+        status = path.lstat()
+    except BaseException:
+        sock.close()
+        raise
+    return sock, (status.st_dev, status.st_ino)

@@ -1,5 +1,9 @@
 """Models for the tests of `jaxserve serve`."""
 
+import asyncio
+import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +39,25 @@ def raises() -> Model:
     raise OSError("no such weights")
 
 
+def interrupts() -> Model:
+    """A factory during which somebody types Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def stopped_while_loading() -> list[Model]:
+    """A model during whose loading somebody asks once to stop, and one beside it."""
+    signals = [signal.SIGTERM]
+
+    def asks(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with contextlib.suppress(RuntimeError):  # there is no loop when the model is made
+            asyncio.get_running_loop()
+            if signals:
+                os.kill(os.getpid(), signals.pop())
+        return x
+
+    return [Model.from_function("stops", asks, inputs=SPEC, on_host=True), double]
+
+
+on_host = Model.from_function("on_host", lambda x: x, inputs=SPEC, on_host=True)
+mixed = [on_host, double]
 nothing = 3

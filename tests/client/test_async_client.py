@@ -92,7 +92,7 @@ async def test_tensors_and_texts_there_and_back():
             "large": np.arange(2**18, dtype=np.float64),
         }
         for model in ("now", "soon"):
-            outputs = await client.infer(model, inputs, deadline_s=5.0)
+            outputs = await client.infer(model, inputs, deadline_s=np.float32(5.0))
             assert list(outputs) == list(inputs)
             for name, value in inputs.items():
                 np.testing.assert_array_equal(outputs[name], value)
@@ -183,6 +183,8 @@ async def test_errors_have_their_types():
         ({"x": X}, 0, "deadline_s is 0"),
         ({"x": X}, -1.0, "deadline_s is -1.0"),
         ({"x": X}, float("nan"), "deadline_s is nan"),
+        ({"x": X}, 10**400, "must be a finite number of seconds"),
+        ({"x": X}, True, "deadline_s is True"),
         ({"x": np.zeros(1, complex)}, None, "complex128 does not travel"),
         ({"x": "text"}, None, "give a list of str"),
         ([X], None, "inputs is a list"),

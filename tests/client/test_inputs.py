@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.client.inputs import check_deadline, needs_description, to_wire
+from jaxserve.client.inputs import needs_description, to_wire
 from jaxserve.errors import InvalidInput
 
 
@@ -95,17 +95,6 @@ def test_numbers_that_fit_are_kept_exactly(values, dtype):
 )
 def test_only_what_has_no_dtype_needs_a_description(value, needed):
     assert needs_description({"x": np.zeros(1), "y": value}) is needed
-
-
-@pytest.mark.parametrize("deadline_s", [None, 0.1, 1, np.float32(2.0), 1e300])
-def test_deadlines(deadline_s):
-    check_deadline(deadline_s)
-
-
-@pytest.mark.parametrize("deadline_s", [0, 0.0, -1.0, math.nan, math.inf, "1", True, [1.0]])
-def test_what_is_no_deadline(deadline_s):
-    with pytest.raises(InvalidInput, match="finite number of seconds above 0"):
-        check_deadline(deadline_s)
 
 
 def test_bfloat16_keeps_what_it_can():

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.errors import FrameTooLarge, InferenceError, InvalidInput, ProtocolError, VersionMismatch
+from jaxserve.errors import (
+    FrameTooLarge,
+    InferenceError,
+    InvalidInput,
+    ModelNotFound,
+    ProtocolError,
+    VersionMismatch,
+)
 from jaxserve.protocols import envelopes, messages, native, shortcuts
 from jaxserve.protocols.envelopes import MAX_ITEMS
 from jaxserve.protocols.tensors import COPY_UP_TO_BYTES, Unencodable
@@ -254,7 +261,8 @@ def test_a_bad_request_whose_id_can_be_read_is_a_bad_request_only(sent, says):
         ("server", frame([3, 1, None, "m", {"x": b"binary"}]), "not the msgpack"),
         ("server", frame([3, 1, None, "m", {1: None}]), "not the msgpack"),
         ("server", frame([3, 1, None, "m", {"x": [""] * (MAX_ITEMS + 1)}]), "not the msgpack"),
-        ("server", frame(b"\x91" * 3000), "not the msgpack"),
+        ("server", frame(b"\x91" * 3000), "nested more than 16 deep"),
+        ("server", frame([3, 1, b"", "m", {"x": "a long name"}]), "binary and extension objects"),
         ("server", frame([6, 1, 2]), "a cancel of 3 elements"),
         ("server", frame([6, 1], tensor()), "24 bytes behind the envelope"),
         ("client", frame([4, 1, {"x": None}]), "malformed result"),
@@ -287,7 +295,8 @@ def test_what_cannot_be_a_request_ends_the_connection(end, sent, says):
             "type 3, which may not arrive at the server before the handshake",
         ),
         ("server", native.PREAMBLE + struct.pack("<I", 4100), "at most 4096"),
-        ("server", native.PREAMBLE + frame([1, 0, [], 65536, ""]), "array of integers"),
+        ("server", native.PREAMBLE + frame([1, 0, [], 65536, ""]), "are an empty array"),
+        ("server", native.PREAMBLE + frame([1, 0, ["1"], 65536, ""]), "not an array of integers"),
         ("server", native.PREAMBLE + frame([1, 0, [1], 100, ""]), "frame limit of 100"),
         ("server", native.PREAMBLE + frame([1, 0, [1]]), "a hello of 3 elements"),
         ("client", native.PREAMBLE + frame([2, 0, 1, 65536, 0, ""]), "0 requests in flight"),
@@ -400,6 +409,51 @@ def test_what_cannot_travel_is_said_before_it_is_sent(value, says):
         native.encode_infer(1, "m", None, {"x": value})
 
 
+def test_too_many_strings_in_all_are_refused_before_they_are_sent():
+    texts = [""] * MAX_ITEMS
+    with pytest.raises(Unencodable, match="8 named values with 131072 strings in all"):
+        native.encode_infer(1, "m", None, {str(number): texts for number in range(8)})
+    inputs = {str(number): texts for number in range(7)} | {"rest": texts[: -(5 + 2 * 8)]}
+    [message] = opened("server").feed(b"".join(native.encode_infer(1, "m", None, inputs)))
+    assert isinstance(message, messages.Infer)
+    assert message.inputs == inputs
+
+
+def array(count: int, content: bytes) -> bytes:
+    return struct.pack(">BI", 0xDD, count) + content
+
+
+@pytest.mark.parametrize(
+    ("bomb", "says"),
+    [
+        (array(1023, array(4096, b"\x90" * 4096) * 1023), "more than 131072 elements together"),
+        (array(2**22, b"\x90" * 2**22), "more than 131072 elements together"),
+        (b"\xdc\x40\x00" * 1000 + b"\xc0" * 2**20, "more than 131072 elements together"),
+        (array(1, b"\xde\x40\x00" * 9), "more than 131072 elements together"),
+        (b"\x81\xa1x" * 17 + b"\xc0", "nested more than 16 deep"),
+        (b"\x93\xd9\x20" + b"\x91" * 32 + b"\x91" * 17, "nested more than 16 deep"),
+    ],
+)
+def test_an_envelope_that_would_become_far_larger_is_refused_before_anything_is_made_of_it(bomb, says, monkeypatch):
+    monkeypatch.setattr(envelopes.msgpack, "unpackb", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(ProtocolError, match=says):
+        envelopes.unpack(bomb)
+
+
+@given(strategies.plain | st.lists(st.text(max_size=70_000), max_size=3))
+def test_what_is_within_the_limits_is_unpacked(value):
+    assert comparable(envelopes.unpack(msgpack.packb([9, 1, value]))) == comparable([9, 1, value])
+
+
+def test_nesting_up_to_the_limit_is_unpacked():
+    value: list[object] = []
+    for _ in range(envelopes.MAX_DEPTH - 2):
+        value = [value]
+    assert envelopes.unpack(msgpack.packb([9, 1, value])) == [9, 1, value]
+    with pytest.raises(ProtocolError, match="nested more than 16 deep"):
+        envelopes.unpack(msgpack.packb([9, 1, [value]]))
+
+
 def test_a_frame_over_the_peers_limit_is_not_made():
     with pytest.raises(FrameTooLarge, match="over the receiver's limit of 4096"):
         native.encode(messages.Result(1, {"x": np.zeros(4096, np.uint8)}), max_frame_bytes=4096)
@@ -429,3 +483,30 @@ def test_inference_errors_keep_code_message_and_details():
 
     [failure] = opened("client").feed(encoded(native.failure(3, Refusal("too late", predicted_finish_s=0.5, group=1))))
     assert failure == messages.Failure(3, "refusal", "too late", {"predicted_finish_s": 0.5, "group": 1})
+
+
+def test_long_messages_and_details_are_cut():
+    failure = native.failure(3, ModelNotFound("m" * 2**20, model="n" * 2**20, group=1))
+    assert failure.message == "m" * 1997 + "..."
+    assert failure.details == {"model": "n" * 197 + "...", "group": 1}
+    assert len(native.connection_failure(ProtocolError("m" * 2**20)).message) == 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "details", "kept"),
+    [
+        ("m" * 2000, {"refused": 1}, {"refused": 1}),
+        ("ü" * 2000, {"refused": 1}, {"refused": 1}),
+        ("\N{OLD PERSIAN SIGN A}" * 2000, {"model": "m" * 2000}, {"model": "m" * 2000}),
+        ("m" * 2000, {"model": "m" * 4000}, {}),
+    ],
+)
+def test_a_failure_is_cut_to_the_peers_limit(text, details, kept):
+    sent = messages.Failure(3, "engine_stopped", text, details)
+    parts = native.encode_failure(sent, max_frame_bytes=4096)
+    assert sum(map(len, parts)) <= 4100
+    [received] = opened("client", max_frame_bytes=4096).feed(b"".join(parts))
+    assert isinstance(received, messages.Failure)
+    assert (received.id, received.code, received.details) == (3, "engine_stopped", kept)
+    assert text.startswith(received.message)
+    assert len(received.message.encode()) > 1000

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxserve.protocols import messages, native
-from jaxserve.protocols.envelopes import MAX_ITEMS
+from jaxserve.protocols.envelopes import MAX_DEPTH, MAX_ELEMENTS, MAX_ITEMS
 from jaxserve.protocols.tensors import DTYPES, MAX_NDIM
 from tests.protocols.comparable import comparable
 
@@ -61,7 +61,8 @@ def test_the_dtype_table_is_complete():
 
 def test_the_limits_on_the_page_are_those_of_the_codec():
     assert f"at most {MAX_NDIM}" in PAGE
-    assert f"at most {MAX_ITEMS} elements" in PAGE
+    assert f"at most {MAX_ITEMS} elements, and at most {MAX_ELEMENTS} in one envelope together" in PAGE
+    assert f"nested at most {MAX_DEPTH} deep" in PAGE
     assert f"that is {native.SMALLEST_FRAME_LIMIT_BYTES}." in PAGE
     assert list(native.VERSIONS) == [1]
     assert "version 1\n" in PAGE

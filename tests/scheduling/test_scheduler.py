@@ -83,7 +83,8 @@ def test_a_late_stage_moves_the_predictions_behind_it() -> None:
     submit(made, 1)
     assert submit(made, 2, arrival_s=1.5) == Admitted(0, 3.5, False)  # 0 is overdue: it may end now, no sooner
     made.stage_done(0, 0, 0, now_s=2.0)
-    assert submit(made, 3, arrival_s=2.0) == Admitted(0, 5.0, False)
+    # 1 and 2 are expected to take a second each, as when they arrived; 3 a quarter more, by what 0 has shown
+    assert submit(made, 3, arrival_s=2.0) == Admitted(0, 5.25, False)
 
 
 def test_an_early_stage_too() -> None:
@@ -151,6 +152,51 @@ def test_settled_deadlines_do_not_pile_up() -> None:
         submit(made, number, arrival_s=float(number), slo_s=1e9)
         made.stage_done(0, 0, number, now_s=number + 1e-6)
     assert len(made._deadlines) < 200
+
+
+def run_one(made: Scheduler, number: int, arrival_s: float, takes_s: float) -> None:
+    submit(made, number, arrival_s)
+    made.stage_done(0, 0, number, now_s=arrival_s + takes_s)
+
+
+def test_estimates_follow_what_is_observed_and_come_back() -> None:
+    made = scheduler((1.0,))
+    for number in range(40):
+        run_one(made, number, 10.0 * number, 3.0)
+    assert made.drift("m") == pytest.approx(3.0, rel=1e-3)
+    submit(made, 100, 1000.0)
+    late = submit(made, 101, 1000.0, slo_s=3.9)
+    assert isinstance(late, Rejected)
+    assert late.predicted_finish_s == pytest.approx(1004.0, rel=1e-5)  # the first by its profile, as it found it idle
+    made.stage_done(0, 0, 100, now_s=1001.0)
+    for number in range(200, 240):
+        run_one(made, number, 10.0 * number, 1.0)
+    assert made.drift("m") == pytest.approx(1.0, rel=1e-3)
+
+
+def test_one_stall_counts_for_no_more_than_a_doubling() -> None:
+    made = scheduler((1.0,))
+    run_one(made, 0, 0.0, 1000.0)
+    assert made.drift("m") == 1.25
+
+
+def test_an_idle_group_takes_what_its_profile_allows_whatever_was_observed() -> None:
+    made = scheduler((1.0,))
+    for number in range(40):
+        run_one(made, number, 10.0 * number, 5.0)
+    assert submit(made, 100, 1000.0, slo_s=1.0) == Admitted(0, 1001.0, True)
+
+
+def test_rounding_and_what_nobody_waits_for_correct_nothing() -> None:
+    made = scheduler((0.1,), (0.1,))
+    for number in range(20):
+        run_one(made, number, number / 3, 0.1)
+    submit(made, 50, 100.0)
+    made.cancel(50)
+    made.stage_done(0, 0, 50, now_s=100.0)
+    submit(made, 51, 200.0)
+    made.stage_done(1, 0, 51, now_s=200.0, failed=True)
+    assert made.drift("m") == 1.0
 
 
 @pytest.mark.parametrize("replicas", [1, 3])

@@ -8,9 +8,9 @@ import struct
 import numpy as np
 import pytest
 
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, ModelFailed
 from jaxserve.protocols import messages, native
-from jaxserve.server import NativeServer
+from jaxserve.server import NativeServer, check_unix_path
 from tests.server.fakes import FakeEngine
 from tests.server.live import Peer, X, connect, greeted, on_every_loop, serves, until
 
@@ -127,6 +127,46 @@ async def test_more_in_flight_than_allowed_is_refused_not_queued():
         engine.release_all()
         assert {(await peer.hear()).id, (await peer.hear()).id} == {1, 2}
         await serves(server)
+
+
+@on_every_loop
+async def test_a_flood_of_queries_reads_the_engine_once_and_is_refused():
+    engine = FakeEngine()
+    calls: list[str] = []
+    engine.status = lambda: calls.append("status") or {"calls": len(calls)}
+    async with NativeServer(engine, **QUICK) as server, greeted(server) as peer, greeted(server) as other:
+        one = b"".join(native.encode(messages.StatusQuery(7)))
+        await peer.send(one * 1000)
+        await other.send(one * 2)
+        answers = [await peer.hear() for _ in range(1000)]
+        assert all(answer.id == 7 for answer in answers)
+        reports = [answer for answer in answers if isinstance(answer, messages.Report)]
+        assert 16 <= len(reports) < 1000
+        assert {answer.code for answer in answers if isinstance(answer, messages.Failure)} == {"too_many_in_flight"}
+        assert len(calls) <= len(reports) // 16 + 1  # a large chunk may arrive in more than one turn
+        assert [(await other.hear()).id, (await other.hear()).id] == [7, 7]
+        before = len(calls)
+        await peer.send(one)  # a new turn: neither refused nor answered with what was read before
+        assert await peer.hear() == messages.Report(7, {"calls": before + 1})
+
+
+@on_every_loop
+async def test_failures_keep_within_the_clients_limit():
+    engine = FakeEngine()
+    async with NativeServer(engine, **QUICK) as server, await connect(server) as peer:
+        await peer.greet(max_frame_bytes=4096)
+        peer._decoder._limit = 4096
+        long = "\N{OLD PERSIAN SIGN A}" * 3000
+        await peer.infer(1, long)
+        assert "no model" in failure_of(await peer.hear(), "model_not_found", id=1).message
+        await peer.infer(2, "now", **{long: X, "other": [""] * 3})
+        failure_of(await peer.hear(), "server_error", id=2)
+        await peer.infer(3, "held", **{long: X})
+        await engine.until(lambda: len(engine.held) == 1)
+        engine.release(min(engine.held), ModelFailed(long, model=long))
+        failure_of(await peer.hear(), "model_failed", id=3)
+        await peer.send(struct.pack("<II", 2**31 - 4, 0))
+        failure_of(await peer.hear(), "frame_too_large")
 
 
 # The handshake
@@ -449,11 +489,86 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path):
             assert server.port is None
             assert server.addresses == (f"unix:{path}",)
 
+    async def serve_on_both() -> None:
+        async with NativeServer(FakeEngine(), path=path, **QUICK):
+            pass
+
     asyncio.run(serve())
     path.write_text("mine")
-    with pytest.raises(ConfigError, match="exists and is not a socket"):
-        asyncio.run(serve())
-    assert path.read_text() == "mine"
+    for main in (serve, serve_on_both):
+        with pytest.raises(ConfigError, match="exists and is not a socket; choose another path"):
+            asyncio.run(main())
+        assert path.read_text() == "mine"
+
+
+def test_a_socket_that_another_server_listens_on_is_left_to_it(tmp_path):
+    path = tmp_path / "jaxserve.sock"
+
+    @on_every_loop
+    async def test() -> None:
+        async with NativeServer(FakeEngine(), path=path, **QUICK):
+            with pytest.raises(ConfigError, match="is in use by another server; choose another path"):
+                async with NativeServer(FakeEngine(), path=path, **QUICK):
+                    pass
+            async with Peer(*await asyncio.open_unix_connection(str(path))) as peer:
+                await peer.greet()
+        assert not path.exists()
+
+    test("asyncio")
+    test("fastest")
+
+
+def test_at_the_end_only_the_servers_own_socket_is_removed(tmp_path):
+    path = tmp_path / "jaxserve.sock"
+
+    @on_every_loop
+    async def test() -> None:
+        async with NativeServer(FakeEngine(), path=path, **QUICK) as first:
+            path.unlink()
+            async with NativeServer(FakeEngine(), path=path, **QUICK):
+                await first.drain(0.0)
+                assert path.is_socket()
+                async with Peer(*await asyncio.open_unix_connection(str(path))) as peer:
+                    await peer.greet()
+            assert not path.exists()
+            path.write_text("mine")
+        assert path.read_text() == "mine"
+        path.unlink()
+
+    test("asyncio")
+    test("fastest")
+
+
+def test_a_unix_path_can_be_looked_at_before_anything_is_started(tmp_path):
+    check_unix_path(tmp_path / "free")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, says in {
+        "file": "it exists and is not a socket",
+        "link": "it exists and is not a socket",
+        "absent/socket": "there is no directory .*absent; make it, or choose another path",
+        "file/socket": "there is no directory .*file",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"cannot listen on .*{name}: {says}"):
+            check_unix_path(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "socket"))
+        check_unix_path(tmp_path / "socket")  # nobody listens
+        other.listen(0)
+        for _ in range(3):  # and also when nobody accepts
+            with pytest.raises(ConfigError, match="socket: it is in use by another server"):
+                check_unix_path(tmp_path / "socket")
+
+
+def test_a_unix_path_that_is_too_long_is_a_config_error(tmp_path):
+    @on_every_loop
+    async def test() -> None:
+        with pytest.raises(ConfigError, match="path too long; choose another path"):
+            async with NativeServer(FakeEngine(), path=tmp_path / ("x" * 120), **QUICK):
+                pass
+
+    test("asyncio")
+    test("fastest")
 
 
 @on_every_loop
