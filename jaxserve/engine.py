@@ -395,7 +395,7 @@ class Engine:
         model = pending.model
         inputs, sizes, bucket = prepared
         request = Request(id=ticket, model=model.name, arrival_s=pending.arrival_s, slo_s=pending.slo_s, bucket=bucket)
-        decision = self._scheduler.submit(request, now_s=now_s)
+        decision = self._scheduler.submit(request, now_s=now_s, expires=not model.on_host)
         if isinstance(decision, Rejected):
             self._metrics[model.name].refused += 1
             self._pending[ticket] = pending

@@ -107,24 +107,27 @@ class GroupState:
             return None
         self._running[stage] = None
         self._freed[stage] = now_s
-        if self._ends[stage] != now_s:
-            self._stale = True
-        self._overdue_s = math.inf
-        for other, end_s in zip(self._running, self._ends, strict=True):
-            if other is not None and end_s < self._overdue_s:
-                self._overdue_s = end_s
         entry.running = False
         if not leave and not entry.abandoned:
             entry.observe(entry.request.bucket, stage, now_s - self._begun[stage])
+        if self._ends[stage] != now_s:
+            self._stale = True
         last = stage + 1 == len(self._running)
-        if last or leave or entry.abandoned:
+        if not (last or leave or entry.abandoned):
+            self._find_overdue()
+            entry.stage = stage + 1
+            self._waiting[stage + 1][request_id] = entry
+            return None
+        del self._entries[request_id]
+        if self._entries:
+            self._find_overdue()
             if not last:
                 self._stale = True
-            del self._entries[request_id]
-            return entry
-        entry.stage = stage + 1
-        self._waiting[stage + 1][request_id] = entry
-        return None
+        else:  # what comes next finds the group idle: no need to replay anything
+            self._clocks = self._freed.copy()
+            self._stale = False
+            self._overdue_s = math.inf
+        return entry
 
     def begin_next(self, stage: int, now_s: float) -> int | None:
         """Begins what waits longest for a stage, where the stage is free; returns its request's id."""
@@ -178,6 +181,12 @@ class GroupState:
         self._ends[stage] = end_s = now_s + entry.latency_s[stage]
         if end_s < self._overdue_s:
             self._overdue_s = end_s
+
+    def _find_overdue(self) -> None:
+        self._overdue_s = math.inf
+        for entry, end_s in zip(self._running, self._ends, strict=True):
+            if entry is not None and end_s < self._overdue_s:
+                self._overdue_s = end_s
 
     def _replay(self, now_s: float) -> None:
         clocks = list(self._freed)

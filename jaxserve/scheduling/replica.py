@@ -5,8 +5,9 @@ thread that hands it its work. Each end of a stage moves the estimate of its buc
 
     estimate += WEIGHT * (clip(seen, estimate / MOST, estimate * MOST) - estimate)
 
-The clip keeps one stall from counting for more than a small change does. What differs from the estimate by rounding
-only changes nothing, so a simulation in which stages take exactly their profiled time decides exactly by the profile.
+The clip keeps one stall from counting for more than a small change does. A difference of less
+than NEGLIGIBLE_S changes nothing, so a simulation in which stages take their profiled time decides exactly by the
+profile.
 
 On an idle group a request is judged by the profile, not by the estimate: else an estimate above every deadline, from a
 time that is over, would refuse every request, and nothing would ever be observed again.
@@ -21,7 +22,7 @@ Latencies = tuple[tuple[float, ...], ...]
 
 WEIGHT = 0.25
 MOST = 2.0
-ROUNDING = 1e-6
+NEGLIGIBLE_S = 20e-6
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -48,7 +49,7 @@ class Replica:
         """Corrects the estimate of one stage at one bucket by how long it took once."""
         row = self.estimates[bucket]
         estimate_s = row[stage]
-        if abs(seen_s - estimate_s) <= ROUNDING * estimate_s:
+        if -NEGLIGIBLE_S < seen_s - estimate_s < NEGLIGIBLE_S:
             return
         clipped_s = min(max(seen_s, estimate_s / MOST), estimate_s * MOST)
         moved_s = estimate_s + WEIGHT * (clipped_s - estimate_s)

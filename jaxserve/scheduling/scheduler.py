@@ -83,8 +83,11 @@ class Scheduler:
         """How much longer a model's stages take than profiled, by what was observed: the largest ratio."""
         return max((replica.drift for replica in self._holders.get(model, [])), default=1.0)
 
-    def submit(self, request: Request, *, now_s: float) -> Admitted | Rejected:
-        """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`."""
+    def submit(self, request: Request, *, now_s: float, expires: bool = True) -> Admitted | Rejected:
+        """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`.
+
+        Where the driver ends it before anything else can happen, `expires` may be False: its deadline is not watched.
+        """
         holders = self._open.get(request.model)
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf)
@@ -97,7 +100,7 @@ class Scheduler:
             return Rejected(id=request.id, predicted_finish_s=finish_s)
         begins = group.admit(request, latency_s, ahead, replica.observe, now_s)
         self._group_of[request.id] = replica.group
-        if request.slo_s != math.inf:
+        if expires and request.slo_s != math.inf:
             self._watch(request)
         return Admitted(replica.group, finish_s, begins)
 
