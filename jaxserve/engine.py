@@ -404,10 +404,11 @@ class Engine:
         pending.predicted_finish_s = decision.predicted_finish_s
         pending.job = Job(request, model, inputs, sizes)
         self._pending[ticket] = pending
+        if model.on_host:
+            self._serve_on_host(pending.job, now_s)
+            return ticket if ticket in self._pending else -1
         if decision.begins:
             self._begin(decision.group, 0, pending.job, now_s)
-        if ticket not in self._pending:
-            return -1
         if min(request.deadline_s, self._cluster.next_end_s) < self._timer_s:
             self._arm()
         return ticket
@@ -439,11 +440,19 @@ class Engine:
 
     def _begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
         self._group_metrics[group].begin(stage, now_s)
-        if group == self._host_group:
-            run_on_host(job)
-            self.stage_ended(group, stage, job, self._clock())
-        else:
-            self._cluster.begin(group, stage, job, now_s)
+        self._cluster.begin(group, stage, job, now_s)
+
+    def _serve_on_host(self, job: Job, began_s: float) -> None:
+        """Runs a model that needs no device here and now: its group is idle whenever a request arrives."""
+        run_on_host(job)
+        now_s = self._clock()
+        failed = job.error is not None
+        step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=failed)
+        assert step.outcome is not None
+        metrics = self._group_metrics[self._host_group]
+        metrics.requests += 1
+        metrics.busy_s += now_s - began_s
+        self._finish(job, step.outcome, now_s)
 
     def _finish(self, job: Job, outcome: Done | Failed, now_s: float) -> None:
         ticket, model = job.request.id, job.model
