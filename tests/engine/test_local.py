@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.engine import Engine, default_placement
+from jaxserve.cluster.default import default_placement
+from jaxserve.engine import Engine
 from jaxserve.errors import DeadlineExceeded, EngineStopped, InvalidInput, ModelFailed, PlacementError
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement
