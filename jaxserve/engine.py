@@ -42,10 +42,12 @@ from jaxserve.errors import (
     InferenceError,
     InvalidInput,
     ModelError,
-    ModelFailed,
     ModelNotFound,
     PlacementError,
     RequestCancelled,
+    model_failed,
+    not_readable,
+    too_late,
 )
 from jaxserve.metrics import GroupMetrics, ModelMetrics
 from jaxserve.model import Model, TensorSpec
@@ -314,8 +316,8 @@ class Engine:
         """Starts one request; `on_settled` gets its outputs or its error, exactly once, on the loop's thread.
 
         It may get them before this returns, and nothing is raised. Call it on the engine's loop, and leave the arrays
-        unchanged until then: they are not copied. Returns a ticket for `cancel`; -1 where the request
-        is settled already.
+        unchanged until then: they are not copied. Returns a ticket for `cancel`; -1 where the request is settled
+        already.
         """
         now_s = self._clock()
         if not self._accepting:
@@ -334,13 +336,13 @@ class Engine:
             prepared = None if served.preprocess is not None else _prepare(served, inputs)
         except Exception as error:  # what is no array may raise anything as it is made one
             metrics.invalid += 1
-            on_settled(error if isinstance(error, InferenceError) else _not_readable(error))
+            on_settled(error if isinstance(error, InferenceError) else not_readable(error))
             return -1
         metrics.requests += 1
         ticket = self._next_id
         self._next_id = ticket + 1
         if prepared is None:
-            return self._prepare(ticket, pending, inputs)
+            return self._prepare_in_pool(ticket, pending, inputs)
         return self._decide(ticket, pending, prepared, now_s)
 
     def cancel(self, ticket: int) -> None:
@@ -349,7 +351,7 @@ class Engine:
         if ticket in self._pending:
             self._settle_early(ticket, FailReason.CANCELLED)
 
-    def _prepare(self, ticket: int, pending: _Pending, inputs: Mapping[str, Any]) -> int:
+    def _prepare_in_pool(self, ticket: int, pending: _Pending, inputs: Mapping[str, Any]) -> int:
         """Checks and preprocesses in the pool, then decides."""
         assert self._loop is not None
         model, metrics = pending.model, self._metrics[pending.model.name]
@@ -371,12 +373,12 @@ class Engine:
                 self._settle(ticket, error)
             else:
                 metrics.failed += 1
-                self._settle(ticket, _model_failed(model, error))
+                self._settle(ticket, model_failed(model.name, error))
 
         self._pending[ticket] = pending
         if self._latency_s[model.name] > pending.slo_s:  # refused without the pool: no group is that quick
             metrics.refused += 1
-            self._settle(ticket, _too_late(self._latency_s[model.name], pending.slo_s))
+            self._settle(ticket, too_late(self._latency_s[model.name], pending.slo_s))
             return -1
         if pending.slo_s < math.inf:
             pending.expiry = self._loop.call_later(pending.slo_s, self._expire_off_groups, ticket, "preprocessed")
@@ -426,8 +428,7 @@ class Engine:
             self._begin(group, next_stage, pending.job, now_s)
         if step.outcome is not None:
             self._finish(job, step.outcome, now_s)
-        if not self._idle.is_set():
-            self._idle.set()
+        self._idle.set()
 
     def group_failed(self, group: int, reason: str, now_s: float) -> None:
         """See `Listener`."""
@@ -460,7 +461,7 @@ class Engine:
         if isinstance(outcome, Failed):
             metrics.failed += 1
             assert job.error is not None
-            self._settle(ticket, _model_failed(model, job.error))
+            self._settle(ticket, model_failed(model.name, job.error))
             return
         assert job.outputs is not None
         if model.postprocess is not None:
@@ -486,7 +487,7 @@ class Engine:
                 self._settle(ticket, work.result())
             else:
                 metrics.failed += 1
-                self._settle(ticket, _model_failed(model, error))
+                self._settle(ticket, model_failed(model.name, error))
 
         pending = self._pending[ticket]
         if pending.slo_s < math.inf:
@@ -553,8 +554,7 @@ class Engine:
                 pending.job.abandoned = True
             if pending.preparation is not None:
                 pending.preparation.cancel()  # where its turn in the pool has not come, it is not done
-        if not self._idle.is_set():
-            self._idle.set()
+        self._idle.set()
         try:
             pending.on_settled(result)
         except Exception as error:  # a caller's mistake must not cost other callers their answers
@@ -656,37 +656,7 @@ def _fulfil(answer: "asyncio.Future[Outputs]", result: Outputs | InferenceError)
         answer.set_result(result)
 
 
-def _not_readable(error: Exception) -> InvalidInput:
-    invalid = InvalidInput(f"an input cannot be read as an array: {type(error).__name__}: {_brief(error)}")
-    invalid.__cause__ = error
-    return invalid
-
-
-def _model_failed(model: Model, error: BaseException) -> InferenceError:
-    if isinstance(error, InferenceError):
-        return error
-    what = f"model {model.name!r} raised {type(error).__name__} on this request: {_brief(error)}"
-    failed = ModelFailed(what, model=model.name)
-    failed.__cause__ = error
-    return failed
-
-
-def _brief(error: BaseException) -> str:
-    """One line of an error for its caller; jax puts whole tracebacks into messages, and those end with the cause."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[-1] if any("Traceback (most recent call last)" in line for line in lines) else lines[0]
-
-
 def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | GroupFailed:
     if rejected.predicted_finish_s == math.inf:
         return GroupFailed(f"no healthy group holds model {request.model!r} at present; try again later")
-    return _too_late(rejected.predicted_finish_s - request.arrival_s, request.slo_s)
-
-
-def _too_late(predicted_s: float, slo_s: float) -> DeadlineRefused:
-    return DeadlineRefused(
-        f"would be answered after {predicted_s:.4g} s, but its deadline is {slo_s:.4g} s; "
-        f"allow more time, or send less",
-        predicted_finish_s=predicted_s,
-        deadline_s=slo_s,
-    )
+    return too_late(rejected.predicted_finish_s - request.arrival_s, request.slo_s)

@@ -179,3 +179,36 @@ def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> Jaxserv
     if kind is None:
         return ServerError(f"{message} (code {code!r})")
     return kind(message, **details)
+
+
+def not_readable(error: Exception) -> InvalidInput:
+    """What the caller of a request gets whose inputs raised as they were made arrays."""
+    invalid = InvalidInput(f"an input cannot be read as an array: {type(error).__name__}: {_brief(error)}")
+    invalid.__cause__ = error
+    return invalid
+
+
+def model_failed(model: str, error: BaseException) -> InferenceError:
+    """What the caller of a request gets on which `model` raised; an error that is meant for callers stays as it is."""
+    if isinstance(error, InferenceError):
+        return error
+    what = f"model {model!r} raised {type(error).__name__} on this request: {_brief(error)}"
+    failed = ModelFailed(what, model=model)
+    failed.__cause__ = error
+    return failed
+
+
+def too_late(predicted_s: float, slo_s: float) -> DeadlineRefused:
+    """What the caller of a request gets that would be answered after `predicted_s`, where `slo_s` are allowed."""
+    return DeadlineRefused(
+        f"would be answered after {predicted_s:.4g} s, but its deadline is {slo_s:.4g} s; "
+        f"allow more time, or send less",
+        predicted_finish_s=predicted_s,
+        deadline_s=slo_s,
+    )
+
+
+def _brief(error: BaseException) -> str:
+    """One line of an error for its caller; jax puts whole tracebacks into messages, and those end with the cause."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1] if any("Traceback (most recent call last)" in line for line in lines) else lines[0]

@@ -87,10 +87,6 @@ class LocalCluster:
         """See `Cluster`."""
         raise AssertionError("a local cluster reports by itself")
 
-    def profiles(self, model: str) -> tuple[Profile, ...]:
-        """What was measured of a model, on every group that holds it."""
-        return tuple(row for group in self._groups for row in group.profiles(model))
-
     async def close(self) -> None:
         """See `Cluster`: waits for the stage that each thread is in."""
         await asyncio.to_thread(lambda: [group.stop() for group in self._groups])
@@ -149,10 +145,6 @@ class _LocalGroup:
             pipeline = self._pipelines.pop(model, None)
         if pipeline is not None:  # not where the group stopped meanwhile
             pipeline.close()
-
-    def profiles(self, model: str) -> tuple[Profile, ...]:
-        pipeline = self._pipelines.get(model)
-        return () if pipeline is None else pipeline.profiles
 
     def enter(self, job: Job) -> None:
         self._inboxes[0].put((job, None))

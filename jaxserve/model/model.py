@@ -77,7 +77,6 @@ class Model:
         cuts: modules before which the model may be cut into stages.
         on_host: the function takes and returns numpy arrays and needs no device.
         abstract_params: shapes and dtypes of the params.
-        output_tree: structure of what the module returns.
     """
 
     name: str
@@ -197,11 +196,6 @@ class Model:
     def abstract_params(self) -> Any:
         """Shapes and dtypes of the params, in the structure that `apply` takes."""
         return self._adapter.params
-
-    @property
-    def output_tree(self) -> Any:
-        """Structure of what the module returns, as a jax tree definition."""
-        return self._outputs.tree
 
     @property
     def param_source(self) -> ParamSource:

@@ -8,7 +8,7 @@ the shapes of params.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from flax import nnx
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError
 from jaxserve.model import Model, TensorSpec
+from jaxserve.model.model import ModelOptions
 from jaxserve.models import bert as _bert
 from jaxserve.models import gpt as _gpt
 from jaxserve.models import minilm as _minilm
@@ -79,11 +80,10 @@ def bert(
     seed: int = 0,
 ) -> Model:
     """A BERT that scores classes: int32 input_ids and attention_mask [batch, length] to logits [batch, classes]."""
-    module = _bert.Bert(config)
-    return Model.from_linen(
+    return _seeded(
         name,
-        module,
-        _random_params(_abstract_params(module, _TOKENS), seed),
+        _bert.Bert(config),
+        seed,
         inputs=_TOKENS,
         batch_sizes=batch_sizes,
         buckets={"length": lengths},
@@ -125,11 +125,10 @@ def moe(
     seed: int = 0,
 ) -> Model:
     """A mixture of experts: int32 input_ids and attention_mask [batch, length] to logits [batch, classes]."""
-    module = _moe.Moe(config)
-    return Model.from_linen(
+    return _seeded(
         name,
-        module,
-        _random_params(_abstract_params(module, _TOKENS), seed),
+        _moe.Moe(config),
+        seed,
         inputs=_TOKENS,
         batch_sizes=batch_sizes,
         buckets={"length": lengths},
@@ -147,13 +146,11 @@ def vit(
     seed: int = 0,
 ) -> Model:
     """A vision transformer: float32 image [batch, 32, 32, 3] to logits [batch, classes]."""
-    module = _vit.Vit(config)
-    inputs = {"image": TensorSpec(("batch", config.image_size, config.image_size, 3), "float32")}
-    return Model.from_linen(
+    return _seeded(
         name,
-        module,
-        _random_params(_abstract_params(module, inputs), seed),
-        inputs=inputs,
+        _vit.Vit(config),
+        seed,
+        inputs={"image": TensorSpec(("batch", config.image_size, config.image_size, 3), "float32")},
         batch_sizes=batch_sizes,
         deadline_s=deadline_s,
         cuts=_cuts(config.layers),
@@ -169,13 +166,11 @@ def resnet(
     seed: int = 0,
 ) -> Model:
     """A residual network: float32 image [batch, 32, 32, 3] to logits [batch, classes]."""
-    module = _resnet.Resnet(config)
-    inputs = {"image": TensorSpec(("batch", 32, 32, 3), "float32")}
-    return Model.from_linen(
+    return _seeded(
         name,
-        module,
-        _random_params(_abstract_params(module, inputs), seed),
-        inputs=inputs,
+        _resnet.Resnet(config),
+        seed,
+        inputs={"image": TensorSpec(("batch", 32, 32, 3), "float32")},
         batch_sizes=batch_sizes,
         deadline_s=deadline_s,
         cuts=_cuts(sum(config.blocks)),
@@ -210,6 +205,14 @@ def planning_model(name: str, *, batch_sizes: Sequence[int] = (1,), lengths: Seq
         buckets={"length": lengths or (config.max_length,)},
         cuts=_cuts(config.layers),
     )
+
+
+def _seeded(
+    name: str, module: nn.Module, seed: int, *, inputs: Mapping[str, TensorSpec], **options: Unpack[ModelOptions]
+) -> Model:
+    """A model of a linen module with random params."""
+    params = _random_params(_abstract_params(module, inputs), seed)
+    return Model.from_linen(name, module, params, inputs=inputs, **options)
 
 
 def _cuts(layers: int) -> tuple[str, ...]:

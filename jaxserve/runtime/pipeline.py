@@ -79,7 +79,6 @@ class Pipeline:
         self.config = config
         self.profiles: tuple[Profile, ...] = ()
         self._weights = [list(arrays) for arrays in weights]
-        self._executables = executables
         plans = [
             _plan(model, stages, arguments=self._weights, outputs=each)
             for stages, each in zip(executables, outputs, strict=True)
@@ -136,7 +135,7 @@ class Pipeline:
         if not self.model.param_source.lends:
             for array in {id(array): array for arrays in self._weights for array in arrays}.values():
                 array.delete()
-        self._steps, self._weights, self._executables = [], [], []
+        self._steps, self._weights = [], []
 
 
 def _plan(

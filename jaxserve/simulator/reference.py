@@ -89,11 +89,6 @@ class Reference:
         for failed in self._scheduler.fail_group(group, now_s=at_s):
             self._settle(failed, at_s)
 
-    def restore_group(self, group: int, at_s: float) -> None:
-        """A group that died is back, empty."""
-        self.advance(at_s)
-        self._scheduler.restore_group(group)
-
     def advance(self, to_s: float) -> None:
         """Lets time pass up to and including `to_s`: at each instant completions first, then expiries."""
         while True:
