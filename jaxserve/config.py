@@ -21,6 +21,20 @@ def cache_directory() -> Path:
     return private_directory(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxserve")
 
 
+def plans_directory() -> Path | None:
+    """Where solved plans are kept between runs: `plans` in the cache directory; None where none can be kept.
+
+    `JAXSERVE_PLANS=off` keeps none. A cache that cannot be made or written to keeps none either: a plan is then made
+    anew, which takes seconds, and nothing else needs one.
+    """
+    if os.environ.get("JAXSERVE_PLANS") == "off":
+        return None
+    try:
+        return private_directory(cache_directory() / "plans")
+    except ConfigError:
+        return None
+
+
 def private_directory(directory: Path) -> Path:
     """The directory as an absolute path, made where it is missing, for its owner only.
 

@@ -11,12 +11,13 @@ from jaxserve.errors import ConfigError, FileFormatError, JaxserveError, Missing
 
 _COMMANDS = {
     "demo": "Serve four models on fake CPU devices under bursty traffic.",
-    "profile": "Measure models and write a profiles file.",
+    "explain": "Show the stages and the sharding that a model gets.",
+    "profile": "Measure or estimate models and write a profiles file.",
     "serve": "Serve models over the network.",
     "simulate": "Say what would become of a workload under a placement.",
     "status": "Show what a running server does.",
 }
-_SLOW_TO_IMPORT = {"demo", "profile", "serve"}
+_SLOW_TO_IMPORT = {"demo", "explain", "profile", "serve"}
 """These import jax, which takes seconds."""
 _MISUSE = (ConfigError, FileFormatError, MissingExtra, ModelError, PlacementError)
 

@@ -25,6 +25,7 @@ from jaxserve.model.checks import (
     client_outputs,
     client_signature,
 )
+from jaxserve.model.flat import flatten_program
 from jaxserve.model.modules import check_cuts
 from jaxserve.model.outputs import Outputs, abstract_inputs, find_outputs
 from jaxserve.model.params import ParamSource, Shape
@@ -382,7 +383,9 @@ def _assemble(
     cuts = check_cut_names(cuts, on_host=on_host)
     if cuts:
         shapes = abstract_inputs(signature, grid.buckets[0].sizes)
-        check_cuts(jax.make_jaxpr(adapter.apply)(adapter.params, shapes), cuts)
+        traced = jax.make_jaxpr(adapter.apply)(adapter.params, shapes)
+        flat = flatten_program(traced, params=len(jax.tree.leaves(adapter.params)))
+        check_cuts(flat.eqns, flat.paths, cuts)
     return Model(
         name=name,
         inputs=signature,

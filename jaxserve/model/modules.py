@@ -12,13 +12,16 @@ Path = tuple[str, ...]
 
 # Primitives that only call a jaxpr, and the parameter that holds it. Their equations may stand in the caller's place.
 CALLS = {
+    "call": "call_jaxpr",
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
+    "custom_jvp_call_jaxpr": "fun_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_vmap_call": "call",
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
@@ -42,7 +45,7 @@ def module_path(eqn: Any) -> Path:
     scope = scope_of(eqn)
     if called_jaxpr(eqn) is not None:
         return scope
-    paths = [path for body in core.jaxprs_in_params(eqn.params) for path, _ in walk(body)]
+    paths = [path for body in core.jaxprs_in_params(eqn.params) for path in walk(body)]
     return (*scope, *_common(paths)) if paths else scope
 
 
@@ -51,28 +54,29 @@ def _common(paths: Sequence[Path]) -> Path:
     return tuple(names[0] for names in steps)
 
 
-def walk(jaxpr: Any, outer: Path = (), opaque: str | None = None) -> Iterator[tuple[Path, str | None]]:
-    """The module path of every equation, and the loop or branch that it lies in, if any."""
+def walk(jaxpr: Any, outer: Path = ()) -> Iterator[Path]:
+    """The module path of every equation, those inside calls, loops and branches too."""
     for eqn in jaxpr.eqns:
-        yield (*outer, *module_path(eqn)), opaque
+        yield (*outer, *module_path(eqn))
         called = called_jaxpr(eqn)
-        inner = [called] if called is not None else core.jaxprs_in_params(eqn.params)
-        for each in inner:
-            within = opaque if called is not None else opaque or eqn.primitive.name
-            yield from walk(getattr(each, "jaxpr", each), (*outer, *scope_of(eqn)), within)
+        for inner in [called] if called is not None else core.jaxprs_in_params(eqn.params):
+            yield from walk(getattr(inner, "jaxpr", inner), (*outer, *scope_of(eqn)))
 
 
-def check_cuts(jaxpr: core.ClosedJaxpr, cuts: Sequence[str]) -> None:
-    """Refuses a cut that names no module, several, or one inside a loop.
+def check_cuts(eqns: Sequence[core.JaxprEqn], paths: Sequence[Path], cuts: Sequence[str]) -> None:
+    """Refuses a cut that names no module of a flat program, several, or one inside a loop that stays whole.
 
     Raises:
         ModelError: the message lists the modules that there are.
     """
     where: dict[Path, str | None] = {}
-    for path, opaque in walk(jaxpr.jaxpr):
-        for depth in range(1, len(path) + 1):
-            module = path[:depth]
-            where[module] = None if opaque is None else where.get(module, opaque)
+    for eqn, path in zip(eqns, paths, strict=True):
+        where.update((path[:depth], None) for depth in range(1, len(path) + 1))
+        for body in core.jaxprs_in_params(eqn.params):
+            outer = path[: len(path) - len(module_path(eqn)) + len(scope_of(eqn))]
+            for inner in walk(body, outer):
+                for depth in range(1, len(inner) + 1):
+                    where.setdefault(inner[:depth], eqn.primitive.name)
     for cut in cuts:
         module = match_module(cut, where)
         if where[module] is not None:
@@ -85,11 +89,15 @@ def check_cuts(jaxpr: core.ClosedJaxpr, cuts: Sequence[str]) -> None:
 def match_module(name: str, modules: Any) -> Path:
     """The one module whose path ends in these names: "layers_3", "encoder/layers_3" or "encoder/layers/3".
 
+    A row of modules, where no one module has its name, stands for the first of them: "layers" for "layers_0".
+
     Raises:
         ModelError: no module does, or several do.
     """
     wanted = join_indices(name.split("/"))
+    first = (*wanted[:-1], f"{wanted[-1]}_0")
     found = [path for path in modules if path[-len(wanted) :] == wanted]
+    found = found or [path for path in modules if path[-len(first) :] == first]
     if not found:
         known = sorted({"/".join(path) for path in modules})
         raise ModelError(f"cut {name!r} names no module; the modules are {', '.join(known) or '(none: name some)'}")

@@ -78,8 +78,9 @@ def find_outputs(evaluate: Evaluate, grid: BucketGrid) -> Outputs:
         raise ModelError(f"two outputs have one name: {names}; rename a key that holds '/'")
     shapes = [_shape(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
     dims: list[list[int | str]] = [list(shape.shape) for shape in shapes]
+    at_once = _probe_at_once(evaluate, grid, tree, shapes)
     for dim in grid.dims:
-        probe, probed = _probe(evaluate, grid, dim, tree)
+        probe, probed = at_once[dim] if at_once else _probe(evaluate, grid, dim, tree)
         _follow(names, shapes, probed, dims, (dim, base[dim], probe))
     specs = {
         name: TensorSpec(tuple(dim), str(shape.dtype)) for name, shape, dim in zip(names, shapes, dims, strict=True)
@@ -138,6 +139,41 @@ def _shape(name: str, leaf: Any) -> Shape:
     except ModelError as error:
         raise ModelError(f"output {name!r}: {error}") from None
     return Shape(tuple(leaf.shape), np.dtype(leaf.dtype))
+
+
+def _probe_at_once(
+    evaluate: Evaluate, grid: BucketGrid, tree: Any, shapes: Sequence[Shape]
+) -> dict[str, tuple[int, list[Shape]]] | None:
+    """The outputs at another size of every dimension, each as if it alone had changed; one trace in place of several.
+
+    None where that does not tell the dimensions apart, or cannot be traced: then each is probed by itself, and a
+    message can say which one it is that fails.
+    """
+    base = grid.buckets[0].sizes
+    probes: dict[str, int] = {}
+    for dim in grid.dims:
+        others = grid.sizes_of(dim)[1:]
+        half = base[dim] // 2  # upwards a table of positions may end
+        probes[dim] = others[0] if others else half if dim != BATCH and half > 1 else 2 * base[dim]
+    changes = {(base[dim], probe): dim for dim, probe in probes.items()}
+    if len(grid.dims) == 1 or len(changes) < len(probes):
+        return None
+    try:
+        leaves, other_tree = jax.tree.flatten(evaluate({**base, **probes}))
+        probed = [_shape("output", leaf) for leaf in leaves]
+    except Exception:
+        return None  # probing one dimension after the other will say why
+    if other_tree != tree or any(len(a.shape) != len(b.shape) for a, b in zip(shapes, probed, strict=True)):
+        return None
+    found: dict[str, tuple[int, list[Shape]]] = {dim: (probe, []) for dim, probe in probes.items()}
+    for shape, other in zip(shapes, probed, strict=True):
+        axes = list(zip(shape.shape, other.shape, strict=True))
+        if any(before != after and (before, after) not in changes for before, after in axes):
+            return None
+        for dim, (_, alone) in found.items():
+            only = tuple(after if changes.get((before, after)) == dim else before for before, after in axes)
+            alone.append(Shape(only, shape.dtype))
+    return found
 
 
 def _probe(evaluate: Evaluate, grid: BucketGrid, dim: str, tree: Any) -> tuple[int, list[Shape] | None]:

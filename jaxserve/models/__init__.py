@@ -1,8 +1,7 @@
 """The zoo: models to serve at once, and models to plan for.
 
-Each factory returns a `jaxserve.Model` of demonstration size, which may be cut into stages before any layer but the
-first: "layers_1", "layers_2", ... All but `minilm` have random params, drawn from a seed. `planning_model` has only
-the shapes of params.
+Each factory returns a `jaxserve.Model` of demonstration size, whose layers are the modules "layers_0", "layers_1", ...
+All but `minilm` have random params, drawn from a seed. `planning_model` has only the shapes of params.
 """
 
 import math
@@ -66,7 +65,6 @@ def minilm(
         deadline_s=deadline_s,
         preprocess=_minilm.MinilmTokenizer(folder / _minilm.TOKENIZER),
         accepts={"text": TensorSpec(("batch",), "string")},
-        cuts=_cuts(_bert.MINILM.layers),
     )
 
 
@@ -88,7 +86,6 @@ def bert(
         batch_sizes=batch_sizes,
         buckets={"length": lengths},
         deadline_s=deadline_s,
-        cuts=_cuts(config.layers),
     )
 
 
@@ -100,18 +97,26 @@ def gpt(
     lengths: Sequence[int] = (32, 64),
     deadline_s: float | None = 0.2,
     seed: int = 0,
+    scan: bool = False,
+    remat: bool = False,
 ) -> Model:
-    """A GPT's prefill: int32 input_ids and attention_mask [batch, length] to logits [batch, vocabulary or classes]."""
+    """A GPT's prefill: int32 input_ids and attention_mask [batch, length] to logits [batch, vocabulary or classes].
+
+    With `scan` its layers are stacked and run by one `nnx.scan`, with `remat` each runs under `nnx.remat`, as programs
+    that were written for training do. The answers are the same, and so are the names of the layers.
+    """
     module = nnx.eval_shape(lambda: _gpt.Gpt(config, rngs=nnx.Rngs(0)))
+    params = _random_params(nnx.to_pure_dict(nnx.state(module)), seed)
+    if scan or remat:
+        module = nnx.eval_shape(lambda: _gpt.Gpt(config, rngs=nnx.Rngs(0), scan=scan, remat=remat))
     return Model.from_nnx(
         name,
         module,
-        _random_params(nnx.to_pure_dict(nnx.state(module)), seed),
+        _gpt.stack_layers(params) if scan else params,
         inputs=_TOKENS,
         batch_sizes=batch_sizes,
         buckets={"length": lengths},
         deadline_s=deadline_s,
-        cuts=_cuts(config.layers),
     )
 
 
@@ -133,7 +138,6 @@ def moe(
         batch_sizes=batch_sizes,
         buckets={"length": lengths},
         deadline_s=deadline_s,
-        cuts=_cuts(config.layers),
     )
 
 
@@ -153,7 +157,6 @@ def vit(
         inputs={"image": TensorSpec(("batch", config.image_size, config.image_size, 3), "float32")},
         batch_sizes=batch_sizes,
         deadline_s=deadline_s,
-        cuts=_cuts(config.layers),
     )
 
 
@@ -173,7 +176,6 @@ def resnet(
         inputs={"image": TensorSpec(("batch", 32, 32, 3), "float32")},
         batch_sizes=batch_sizes,
         deadline_s=deadline_s,
-        cuts=_cuts(sum(config.blocks)),
     )
 
 
@@ -203,7 +205,6 @@ def planning_model(name: str, *, batch_sizes: Sequence[int] = (1,), lengths: Seq
         inputs=_TOKENS,
         batch_sizes=batch_sizes,
         buckets={"length": lengths or (config.max_length,)},
-        cuts=_cuts(config.layers),
     )
 
 
@@ -213,11 +214,6 @@ def _seeded(
     """A model of a linen module with random params."""
     params = _random_params(_abstract_params(module, inputs), seed)
     return Model.from_linen(name, module, params, inputs=inputs, **options)
-
-
-def _cuts(layers: int) -> tuple[str, ...]:
-    """Every boundary between two layers."""
-    return tuple(f"layers_{index}" for index in range(1, layers))
 
 
 def _abstract_params(module: nn.Module, inputs: Mapping[str, TensorSpec]) -> Any:

@@ -6,14 +6,21 @@ Modules, by the names that a cut may use (`layers[3]` is "layers_3" there):
     layers_0 ...        attention_norm, attention (query, key, value, output), norm, up, down
     head                norm, scores
 
+With `scan` the layers are one module, "layers", whose params have a leading dimension of the layers, and run as one
+loop; an iteration of it has the name of its layer. With `remat` each layer is what training would recompute. Neither
+changes an answer.
+
 Padding goes at the end: `attention_mask` is 1 for a token and 0 for padding. The scores are those of the last token: of
 the next word or, with `GptConfig.classes`, of the sequence's class.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxserve_kernels.attention import attention
 
@@ -136,15 +143,44 @@ class GptHead(nnx.Module):
 class Gpt(nnx.Module):
     """The decoder and its head."""
 
-    def __init__(self, config: GptConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: GptConfig, *, rngs: nnx.Rngs, scan: bool = False, remat: bool = False) -> None:
+        """Makes the submodules.
+
+        Args:
+            config: sizes.
+            rngs: for the params.
+            scan: whether the layers are stacked and run by `nnx.scan`; `stack_layers` makes the params.
+            remat: whether each layer runs under `nnx.remat`.
+        """
         self.embeddings = GptEmbeddings(config, rngs=rngs)
-        self.layers = nnx.List([GptLayer(config, rngs=rngs) for _ in range(config.layers)])
+        if scan:
+            stacked = nnx.vmap(lambda rngs: GptLayer(config, rngs=rngs))
+            self.layers = nnx.split_rngs(splits=config.layers)(stacked)(rngs)
+        else:
+            self.layers = nnx.List([GptLayer(config, rngs=rngs) for _ in range(config.layers)])
         self.head = GptHead(config, rngs=rngs)
+        self.remat = remat
 
     def __call__(self, *, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, jax.Array]:
         """int32 [batch, length] both; returns {"logits": float32 [batch, classes or vocabulary]}."""
         mask = attention_mask > 0
         hidden = self.embeddings(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
+        run = nnx.remat(_run_layer) if self.remat else _run_layer
+        if isinstance(self.layers, GptLayer):
+            every = nnx.scan(run, in_axes=(0, nnx.Carry, None), out_axes=nnx.Carry)
+            hidden = every(self.layers, hidden, mask)
+        else:
+            for layer in self.layers:
+                hidden = run(layer, hidden, mask)
         return {"logits": self.head(hidden, mask)}
+
+
+def _run_layer(layer: GptLayer, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    return layer(hidden, mask)
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The params (nested dicts) of a `Gpt` as those of one made with `scan`."""
+    layers = params["layers"]
+    in_order = [layers[index] for index in sorted(layers, key=int)]
+    return {**params, "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *in_order)}

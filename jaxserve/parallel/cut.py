@@ -28,7 +28,7 @@ class Stage:
 
     Attributes:
         program: takes params, constants and values, in this order; returns values.
-        params: indices of the leaves of the model's params that it uses.
+        params: indices of the params of the graph, which are leaves or, once it is hoisted, weights, that it uses.
         constants: arrays that the model closed over.
         takes: indices of the values that it takes: an input, or what an earlier stage gives.
         gives: indices of the values that it makes for later stages or as outputs.
@@ -101,13 +101,15 @@ def _balance(bounds: Sequence[float], total: float, stages: int) -> tuple[float,
 
 
 def position(graph: Graph, name: str) -> int:
-    """Index of the first equation of the module of this name.
+    """Index of the first equation of the module of this name, or of what follows it where it has none left.
 
     Raises:
         ModelError: no module has it, or several do.
     """
     modules = dict.fromkeys(path[:depth] for path in graph.paths for depth in range(1, len(path) + 1))
-    module = match_module(name, modules)
+    module = match_module(name, {**modules, **graph.emptied})
+    if module in graph.emptied:
+        return graph.emptied[module]
     return next(place for place, path in enumerate(graph.paths) if path[: len(module)] == module)
 
 
@@ -117,7 +119,12 @@ def cut(graph: Graph, names: Sequence[str]) -> StageGraph:
     Raises:
         ModelError: a name is no module's.
     """
-    return _Cutter(graph, sorted(position(graph, name) for name in names)).stage_graph()
+    return cut_before(graph, [position(graph, name) for name in names])
+
+
+def cut_before(graph: Graph, places: Iterable[int]) -> StageGraph:
+    """The program in stages, cut before the equations of these indices."""
+    return _Cutter(graph, sorted(places)).stage_graph()
 
 
 def _cost_before(graph: Graph) -> list[float]:
@@ -128,7 +135,7 @@ def _cost_before(graph: Graph) -> list[float]:
     return list(itertools.accumulate(costs))
 
 
-def _fixed_vars(graph: Graph) -> set[core.Var]:
+def fixed_vars(graph: Graph) -> set[core.Var]:
     """The variables that depend on no input and on no effect: params, constants and what is made of them."""
     fixed = {*graph.params, *graph.constants}
     for eqn in graph.eqns:
@@ -147,7 +154,7 @@ class _Cutter:
     def __init__(self, graph: Graph, places: Sequence[int]) -> None:
         self._graph = graph
         self._bounds = (0, *places, len(graph.eqns))
-        self._fixed = _fixed_vars(graph)
+        self._fixed = fixed_vars(graph)
         self._maker = {var: place for place, eqn in enumerate(graph.eqns) for var in eqn.outvars}
         self._values: dict[core.Var, int] = {var: index for index, var in enumerate(graph.inputs)}
 

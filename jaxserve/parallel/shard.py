@@ -1,16 +1,13 @@
-"""How the arrays of a stage lie on its submesh. For now: the batch is split, the params are on every device.
-
-Alpa's intra-op pass will choose better, and returns the same value.
-"""
+"""How the arrays of a stage lie on its submesh, as jax is told."""
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Mapping
 
 from jax.sharding import PartitionSpec
 
-from jaxserve.parallel.cut import Stage
-
-DATA = "data"
+from jaxserve.parallel.layout import AXES, partition_spec
+from jaxserve.parallel.plan import StagePlan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,27 +22,23 @@ class Sharded:
         params: for each of the stage's params.
         takes: for each value that it takes.
         gives: for each value that it gives.
+        constraints: for the results of its heavy operations, by the place of the equation.
     """
 
     mesh: dict[str, int]
     params: tuple[PartitionSpec, ...]
     takes: tuple[PartitionSpec, ...]
     gives: tuple[PartitionSpec, ...]
+    constraints: Mapping[int, tuple[PartitionSpec, ...]]
 
 
-def shard_batch(stage: Stage, *, batch_size: int, devices: int) -> Sharded:
-    """Splits over the devices whatever begins with the batch, where the batch divides; replicates the rest."""
-
-    def spec(atom: Any) -> PartitionSpec:
-        shape = getattr(atom.aval, "shape", ())
-        # Activations may have the batch folded into their first dimension, as in [batch * length, features].
-        divides = batch_size % devices == 0 and bool(shape) and shape[0] % batch_size == 0
-        return PartitionSpec(DATA) if divides and devices > 1 else PartitionSpec()
-
-    program = stage.program.jaxpr
+def sharded(plan: StagePlan) -> Sharded:
+    """The specs of a planned stage."""
+    constraints = {place: tuple(map(partition_spec, plan.steps[place].results)) for place in plan.heavy}
     return Sharded(
-        mesh={DATA: devices},
-        params=(PartitionSpec(),) * len(stage.params),
-        takes=tuple(spec(var) for var in program.invars[len(stage.params) + len(stage.constants) :]),
-        gives=tuple(spec(atom) for atom in program.outvars),
+        mesh=dict(zip(AXES, plan.mesh_shape, strict=False)),
+        params=tuple(map(partition_spec, plan.weights)),
+        takes=tuple(map(partition_spec, plan.takes)),
+        gives=tuple(map(partition_spec, plan.gives)),
+        constraints=constraints if math.prod(plan.mesh_shape) > 1 else {},
     )

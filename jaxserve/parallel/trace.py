@@ -1,7 +1,7 @@
 """From a model to the flat program of one bucket: every call inlined, every equation with the path of its module.
 
-Calls are inlined by rewriting their equations, not by tracing again, so that module names survive: an equation inside a
-call has its name scopes relative to the call. Loops and branches stay whole; their bodies run as one operation.
+How it is made flat, and which loops are unrolled, is told in `jaxserve.model.flat`: a model checks its cuts by it too.
+Other loops and branches stay whole; their bodies run as one operation.
 """
 
 import dataclasses
@@ -13,11 +13,10 @@ import jax
 from jax.extend import core
 
 from jaxserve.model import Bucket, Model
-from jaxserve.model.modules import Path, called_jaxpr, module_path
+from jaxserve.model.flat import Atom, flatten_program
+from jaxserve.model.modules import Path
 from jaxserve.model.params import Shape
 from jaxserve.model.signature import numpy_dtype
-
-Atom = Any  # a core.Var or a core.Literal
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,10 +26,11 @@ class Graph:
     Attributes:
         jaxpr: takes the leaves of the params and the inputs, returns the outputs; constants are its `constvars`.
         paths: for each equation, the path of its module.
-        params: one variable for each leaf of the model's params.
+        params: one variable for each leaf of the model's params; once hoisted, for each of its weights.
         inputs: one variable for each input, in the order of the model's inputs.
         constants: arrays that the model closed over, by their variable.
         batch_size: the bucket's batch size.
+        emptied: modules of which no equation is left, and the place before which their first one stood.
     """
 
     jaxpr: core.Jaxpr
@@ -39,6 +39,7 @@ class Graph:
     inputs: tuple[core.Var, ...]
     constants: Mapping[core.Var, Any]
     batch_size: int
+    emptied: Mapping[Path, int] = dataclasses.field(default_factory=dict)
 
     @property
     def eqns(self) -> Sequence[core.JaxprEqn]:
@@ -78,69 +79,17 @@ def trace(model: Model, bucket: Bucket) -> Graph:
 
     shapes = [Shape(spec.resolve(bucket.sizes), numpy_dtype(spec.dtype)) for spec in model.inputs.values()]
     closed = jax.make_jaxpr(flat)(leaves, shapes)
-    inliner = _Inliner()
-    constants = [inliner.constant(value, var) for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True)]
-    outputs = inliner.inline(closed.jaxpr, constants, closed.jaxpr.invars, outer=None, path=())
-    flat_jaxpr = closed.jaxpr.replace(constvars=list(inliner.constants), eqns=inliner.eqns, outvars=outputs)
+    program = flatten_program(closed, params=len(leaves))
     return Graph(
-        jaxpr=flat_jaxpr,
-        paths=tuple(inliner.paths),
+        jaxpr=closed.jaxpr.replace(
+            constvars=list(program.constants), eqns=list(program.eqns), outvars=list(program.outputs)
+        ),
+        paths=tuple(program.paths),
         params=tuple(closed.jaxpr.invars[: len(leaves)]),
         inputs=tuple(closed.jaxpr.invars[len(leaves) :]),
-        constants=inliner.constants,
+        constants=program.constants,
         batch_size=bucket.batch_size,
     )
-
-
-class _Inliner:
-    """Collects the equations of a jaxpr and of everything that it calls."""
-
-    def __init__(self) -> None:
-        self.eqns: list[core.JaxprEqn] = []
-        self.paths: list[Path] = []
-        self.constants: dict[core.Var, Any] = {}
-        self._constant_vars: dict[int, core.Var] = {}
-
-    def constant(self, value: Any, var: core.Var) -> core.Var:
-        """A variable for an array that was closed over: the same one wherever the same array is met."""
-        known = self._constant_vars.setdefault(id(value), core.Var(var.aval))
-        self.constants[known] = value
-        return known
-
-    def inline(
-        self, jaxpr: core.Jaxpr, constants: Sequence[Atom], arguments: Sequence[Atom], *, outer: Any, path: Path
-    ) -> list[Atom]:
-        """Appends the equations of `jaxpr`, called with these atoms, and returns the atoms of its results.
-
-        `outer` is the name stack of the calling equation, `path` the module path that it stands for.
-        """
-        values: dict[core.Var, Atom] = dict(zip(jaxpr.constvars, constants, strict=True))
-        values.update(zip(jaxpr.invars, arguments, strict=True))
-
-        def read(atom: Atom) -> Atom:
-            return atom if isinstance(atom, core.Literal) else values[atom]
-
-        for eqn in jaxpr.eqns:
-            stack = eqn.source_info.name_stack if outer is None else outer + eqn.source_info.name_stack
-            inner_path = (*path, *module_path(eqn))
-            called = called_jaxpr(eqn)
-            invars = [read(atom) for atom in eqn.invars]
-            if called is not None:
-                results = self._call(called, invars, stack, inner_path)
-            else:
-                results = [core.Var(var.aval) for var in eqn.outvars]
-                source_info = eqn.source_info.replace(name_stack=stack)
-                self.eqns.append(eqn.replace(invars=invars, outvars=results, source_info=source_info))
-                self.paths.append(inner_path)
-            values.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _call(self, called: Any, arguments: Sequence[Atom], stack: Any, path: Path) -> list[Atom]:
-        if not isinstance(called, core.ClosedJaxpr):
-            return self.inline(called, (), arguments, outer=stack, path=path)
-        inner = called.jaxpr
-        constants = [self.constant(value, var) for var, value in zip(inner.constvars, called.consts, strict=True)]
-        return self.inline(inner, constants, arguments, outer=stack, path=path)
 
 
 def flops(eqn: core.JaxprEqn) -> float:

@@ -1,14 +1,21 @@
-"""What a program calls to have a model on its devices without an engine, or to measure it."""
+"""What a program calls to have a model on its devices without an engine, or to measure or estimate it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from jaxserve.errors import PlacementError
 from jaxserve.model import Model
+from jaxserve.parallel import Device, Limits, plan_model
+from jaxserve.parallel import device_kind as described_device
+from jaxserve.parallel.activations import peak_bytes
 from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.loading import Progress, load
 from jaxserve.runtime.pipeline import Pipeline
+
+Configs = ParallelConfig | Sequence[ParallelConfig] | None
 
 
 def parallelize(
@@ -17,27 +24,48 @@ def parallelize(
     *,
     devices: Sequence[Any] | None = None,
     progress: Progress | None = None,
+    weight_budget_bytes: float | None = None,
+    device_kind: Device | str | None = None,
 ) -> Pipeline:
     """The model on its devices: call the result with a dict of inputs, and it returns what the module returns.
 
+    Every operation is sharded over the devices of its stage, and the model is cut into stages, so that it answers
+    soonest by the cost model of the devices. `pipeline.plan` is what was decided, and `pipeline.check()` compares what
+    the compiled stages send with it.
+
     Args:
-        model: the model; for more than one stage it must name `cuts`.
+        model: the model. It is cut into stages where that is best; where it names `cuts`, only there.
         config: devices per stage and stages; one device unless given.
         devices: `config.devices` of them, the first that jax has unless given.
         progress: called with what is being done, how much of it is done, and of how much.
+        weight_budget_bytes: of weights that one device may hold; unless given, about an even share of them, infinite
+            for the least latency whatever it takes.
+        device_kind: what to plan for, such as "H100", or a description of it; unless given, what the devices say that
+            they are.
 
     Raises:
-        PlacementError: the devices do not fit the config, or the model cannot be cut into so many stages.
+        PlacementError: the devices do not fit the config, the weights do not fit the devices or the budget, or the
+            model cannot be cut into so many stages.
+        ConfigError: no device of this kind is described.
     """
-    return load(model, config, devices, progress=progress)
+    return load(
+        model,
+        config,
+        devices,
+        progress=progress,
+        limits=_limits(weight_budget_bytes),
+        device=None if device_kind is None else _described(device_kind),
+    )
 
 
 def profile(
     model: Model,
-    configs: ParallelConfig | Sequence[ParallelConfig] | None = None,
+    configs: Configs = None,
     *,
     devices: Sequence[Any] | None = None,
     progress: Progress | None = None,
+    weight_budget_bytes: float | None = None,
+    device_kind: Device | str | None = None,
 ) -> tuple[Profile, ...]:
     """Measures the latency and memory of every stage: one row for each config and each bucket of the model.
 
@@ -46,18 +74,86 @@ def profile(
         configs: one or more; one device unless given.
         devices: as many as the largest config needs, or more; those that jax has unless given.
         progress: called with what is being done, how much of it is done, and of how much.
+        weight_budget_bytes: see `parallelize`.
+        device_kind: see `parallelize`.
 
     Raises:
-        PlacementError: a config needs more devices, or the model cannot be cut into so many stages.
+        PlacementError: a config needs more devices, the weights do not fit, or the model cannot be cut into so many
+            stages.
+        ConfigError: no device of this kind is described.
     """
-    if configs is None:
-        configs = ParallelConfig()
-    if isinstance(configs, ParallelConfig):
-        configs = (configs,)
     rows: list[Profile] = []
-    for config in configs:
-        available = jax.devices() if devices is None else devices
-        pipeline = load(model, config, available[: config.devices], progress=progress)
+    available = jax.devices() if devices is None else devices
+    for config in _each(configs):
+        pipeline = load(
+            model,
+            config,
+            available[: config.devices],
+            progress=progress,
+            limits=_limits(weight_budget_bytes),
+            device=None if device_kind is None else _described(device_kind),
+        )
         rows.extend(pipeline.profiles)
         pipeline.close()
     return tuple(rows)
+
+
+def estimate(
+    model: Model, configs: Configs, device_kind: Device | str, *, weight_budget_bytes: float | None = None
+) -> tuple[Profile, ...]:
+    """What `profile` would measure, by the cost model of a device that need not be there: rows marked "estimated".
+
+    Latencies are those of the plan: rooflines of the kernels, alpha-beta costs of the collectives, and the way of the
+    values to each stage. Activation bytes are those of the values that lie in memory at once: see
+    `jaxserve.parallel.activations`; what XLA adds for its collectives is not among them.
+
+    Args:
+        model: the model; one that has only the shapes of its params is enough.
+        configs: one or more; one device unless given.
+        device_kind: such as "H100", or a description of one.
+        weight_budget_bytes: see `parallelize`.
+
+    Raises:
+        PlacementError: the weights do not fit, the model cannot be cut into so many stages, or a stage has more devices
+            than a host.
+        ConfigError: no device of this kind is described.
+    """
+    described = _described(device_kind)
+    limits = _limits(weight_budget_bytes, described.memory_bytes)
+    rows: list[Profile] = []
+    for config in _each(configs):
+        if config.intra_op > described.devices_per_host:
+            raise PlacementError(
+                f"model {model.name!r} as ({config.intra_op}, {config.inter_op}) needs {config.intra_op} devices on one "
+                f"host, but hosts of {described.kind} have {described.devices_per_host}; use more stages of fewer"
+            )
+        plan = plan_model(model, config, described, limits=limits)
+        rows += [
+            Profile(
+                intra_op=config.intra_op,
+                inter_op=config.inter_op,
+                batch_size=bucket.batch_size,
+                length=bucket.length,
+                stage_latency_s=tuple(stage.seconds for stage in stages),
+                stage_weight_bytes=tuple(stage.weight_bytes for stage in stages),
+                stage_activation_bytes=tuple(peak_bytes(stage) for stage in stages),
+                source="estimated",
+            )
+            for bucket, stages in zip(model.buckets, plan.stages, strict=True)
+        ]
+    return tuple(rows)
+
+
+def _described(device_kind: Device | str) -> Device:
+    return described_device(device_kind) if isinstance(device_kind, str) else device_kind
+
+
+def _limits(weight_budget_bytes: float | None, memory_bytes: float = math.inf) -> Limits:
+    budget = "even" if weight_budget_bytes is None else weight_budget_bytes
+    return Limits(weight_budget_bytes=budget, memory_bytes=memory_bytes)
+
+
+def _each(configs: Configs) -> Sequence[ParallelConfig]:
+    if configs is None:
+        return (ParallelConfig(),)
+    return (configs,) if isinstance(configs, ParallelConfig) else configs

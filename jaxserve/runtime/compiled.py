@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxserve.parallel import Sharded, Stage
+from jaxserve.parallel import Sharded, Stage, constrained
 from jaxserve.runtime.weights import Layout
 
 # A constant that the model closed over is written into the program up to this size, and passed to it above.
@@ -48,6 +47,7 @@ class LoweredStage:
     def __init__(self, stage: Stage, sharded: Sharded, layout: Layout, mesh: Mesh) -> None:
         self._stage = stage
         self._layout = layout
+        self._run = constrained(stage.program, sharded.constraints, mesh)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._takes = tuple(NamedSharding(mesh, spec) for spec in sharded.takes)
         self._passed = [constant for constant in stage.constants if constant.nbytes > EMBED_UP_TO_BYTES]
@@ -78,7 +78,7 @@ class LoweredStage:
         ]
         values = arguments[slots + len(self._passed) :]
         params = [weights[index] for index in self._stage.params]
-        return core.jaxpr_as_fun(self._stage.program)(*params, *constants, *values)
+        return self._run(*params, *constants, *values)
 
     def compile(self) -> Executable:
         """Compiles it, or takes it from the compilation cache; any thread may do so."""

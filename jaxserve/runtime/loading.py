@@ -1,6 +1,7 @@
 """From a model to a pipeline on given devices: trace, cut, shard, compile, load the weights, measure."""
 
 import concurrent.futures
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,9 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxserve.errors import PlacementError
+from jaxserve.errors import ConfigError, PlacementError
 from jaxserve.model import Model
-from jaxserve.parallel import Sharded, StageGraph, calls_back, choose_cuts, cut, shard_batch, trace
+from jaxserve.parallel import (
+    Device,
+    Limits,
+    Plan,
+    Sharded,
+    calls_back,
+    device_kind,
+    plan_model,
+    sharded,
+)
 from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.compiled import Executable, LoweredStage, make_mesh
 from jaxserve.runtime.measure import measure_stages
@@ -18,6 +28,8 @@ from jaxserve.runtime.pipeline import Pipeline
 from jaxserve.runtime.weights import STACK_BELOW_BYTES, Layout, Weight, lay_out, load_weights
 
 Progress = Callable[[str, int, int], None]
+
+_USUAL = {"gpu": "A100", "cuda": "A100", "rocm": "A100", "tpu": "TPU v5e"}  # by platform
 
 
 def load(
@@ -27,6 +39,8 @@ def load(
     *,
     progress: Progress | None = None,
     repeats: int | None = None,
+    limits: Limits | None = None,
+    device: Device | None = None,
     stack_below_bytes: int = STACK_BELOW_BYTES,
 ) -> Pipeline:
     """Loads a model onto devices, compiled, warmed up and measured at every bucket.
@@ -37,6 +51,8 @@ def load(
         devices: `config.devices` of them, stage k on the k-th run of `intra_op`; the first that jax has, unless given.
         progress: called with what is being done ("compile", "load", "profile"), how much is done, and of how much.
         repeats: runs to measure at each bucket; unless given, as many as a fraction of a second allows.
+        limits: what the plan has to keep to: see `Limits`.
+        device: what to plan for; unless given, what the devices say they are.
         stack_below_bytes: weights smaller than this share arrays.
 
     Raises:
@@ -45,33 +61,40 @@ def load(
     config = config or ParallelConfig()
     report = progress or _no_progress
     stage_devices = _stage_devices(model, config, devices)
-    graphs = _stage_graphs(model, config)
-    if config.intra_op > 1 and any(calls_back(stage.program.jaxpr) for graph in graphs for stage in graph.stages):
+    plan = plan_model(model, config, device or described(stage_devices[0][0]), limits=limits)
+    if config.intra_op > 1 and any(calls_back(stage.stage.program.jaxpr) for row in plan.stages for stage in row):
         # where a callback raises on one device, the others wait for it, until XLA ends the whole process
         raise PlacementError(
             f"model {model.name!r} calls back into Python, which must not be spread over {config.intra_op} devices a "
             f"stage; choose intra_op 1"
         )
-    sharded = [
-        [shard_batch(stage, batch_size=graph.batch_size, devices=config.intra_op) for stage in graph.stages]
-        for graph in graphs
-    ]
-    meshes = [make_mesh(each, sharded[0][stage].mesh) for stage, each in enumerate(stage_devices)]
+    specs = [[sharded(stage) for stage in row] for row in plan.stages]
+    meshes = [make_mesh(each, specs[0][stage].mesh) for stage, each in enumerate(stage_devices)]
     layouts = [
-        lay_out(_stage_weights(model, graphs, sharded, stage), mesh, stack_below_bytes=stack_below_bytes)
+        lay_out(_stage_weights(plan, specs, stage), mesh, stack_below_bytes=stack_below_bytes)
         for stage, mesh in enumerate(meshes)
     ]
     lowered = (
-        LoweredStage(stage, specs, layout, mesh)
-        for graph, row in zip(graphs, sharded, strict=True)
-        for stage, specs, layout, mesh in zip(graph.stages, row, layouts, meshes, strict=True)
+        LoweredStage(stage.stage, stage_specs, layout, mesh)
+        for row, row_specs in zip(plan.stages, specs, strict=True)
+        for stage, stage_specs, layout, mesh in zip(row, row_specs, layouts, meshes, strict=True)
     )
-    flat = _compile_all(lowered, len(graphs) * config.inter_op, report)
+    flat = _compile_all(lowered, len(plan.stages) * config.inter_op, report)
     executables = [flat[start : start + config.inter_op] for start in range(0, len(flat), config.inter_op)]
-    weights = load_weights(model, layouts, loaded=lambda done, total: report("load", done, total))
-    pipeline = Pipeline(model, config, weights, executables, [graph.outputs for graph in graphs])
+    weights = load_weights(model, plan.weights, layouts, loaded=lambda done, total: report("load", done, total))
+    pipeline = Pipeline(model, plan, weights, executables)
     pipeline.profiles = _measure_all(pipeline, layouts, executables, repeats, report)
     return pipeline
+
+
+def described(device: Any) -> Device:
+    """What an attached device is, by its kind; one that is not known, as the usual one of its platform."""
+    try:
+        known = device_kind(device.device_kind)
+    except ConfigError:
+        known = device_kind(_USUAL.get(device.platform, "cpu"))
+    memory = getattr(device, "memory_stats", lambda: None)() or {}
+    return dataclasses.replace(known, memory_bytes=memory.get("bytes_limit", known.memory_bytes))
 
 
 def _no_progress(what: str, done: int, total: int) -> None:
@@ -91,30 +114,17 @@ def _stage_devices(model: Model, config: ParallelConfig, devices: Sequence[Any] 
     return [devices[start : start + config.intra_op] for start in range(0, len(devices), config.intra_op)]
 
 
-def _stage_graphs(model: Model, config: ParallelConfig) -> list[StageGraph]:
-    """The model in stages at every bucket, cut at the same modules: those that balance the largest bucket."""
-    graphs = [trace(model, bucket) for bucket in model.buckets]
-    try:
-        names = choose_cuts(graphs[-1], model.cuts, config.inter_op)
-    except PlacementError as error:
-        raise PlacementError(f"model {model.name!r}: {error}") from None
-    return [cut(graph, names) for graph in graphs]
-
-
-def _stage_weights(
-    model: Model, graphs: Sequence[StageGraph], sharded: Sequence[Sequence[Sharded]], stage: int
-) -> list[Weight]:
-    """The leaves that a stage uses at any bucket."""
-    shapes = jax.tree.leaves(model.abstract_params)
-    specs: dict[int, Any] = {}
+def _stage_weights(plan: Plan, specs: Sequence[Sequence[Sharded]], stage: int) -> list[Weight]:
+    """The weights that a stage uses at any bucket."""
+    lies: dict[int, Any] = {}
     multiplied: set[int] = set()
-    for graph, row in zip(graphs, sharded, strict=True):
-        here = graph.stages[stage]
-        specs.update(zip(here.params, row[stage].params, strict=True))
+    for row, row_specs in zip(plan.stages, specs, strict=True):
+        here = row[stage].stage
+        lies.update(zip(here.params, row_specs[stage].params, strict=True))
         multiplied.update(index for index in here.params if index not in here.added)
     return [
-        Weight(index=index, shape=shapes[index], spec=specs[index], added=index not in multiplied)
-        for index in sorted(specs)
+        Weight(index=index, shape=plan.weights[index].shape, spec=lies[index], added=index not in multiplied)
+        for index in sorted(lies)
     ]
 
 

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 
 from jaxserve.model import Model
-from jaxserve.plans import ParallelConfig, Profile
+from jaxserve.parallel import Plan
+from jaxserve.parallel.check import Comparison, compare
+from jaxserve.plans import Profile
 from jaxserve.runtime.compiled import Executable
+from jaxserve.runtime.weights import LoadedWeights
 
 Values = Sequence[Any]  # jax arrays, and numpy arrays of inputs that no stage has used yet
 
@@ -54,6 +57,7 @@ class Pipeline:
 
     Attributes:
         model: the model.
+        plan: how it is cut and sharded.
         config: devices per stage, and stages.
         profiles: measured latencies and memory, one row for each bucket, in the order of the model's buckets.
     """
@@ -61,30 +65,30 @@ class Pipeline:
     def __init__(
         self,
         model: Model,
-        config: ParallelConfig,
-        weights: Sequence[Sequence[jax.Array]],
+        plan: Plan,
+        weights: Sequence[LoadedWeights],
         executables: Sequence[Sequence[Executable]],
-        outputs: Sequence[Sequence[int]],
     ) -> None:
         """Puts it together.
 
         Args:
             model: the model.
-            config: devices per stage, and stages.
-            weights: the arrays of each stage.
+            plan: how it is cut and sharded.
+            weights: of each stage.
             executables: for each bucket, one for each stage.
-            outputs: for each bucket, the number of the value that each output is.
         """
         self.model = model
-        self.config = config
+        self.plan = plan
+        self.config = plan.config
         self.profiles: tuple[Profile, ...] = ()
-        self._weights = [list(arrays) for arrays in weights]
-        plans = [
-            _plan(model, stages, arguments=self._weights, outputs=each)
-            for stages, each in zip(executables, outputs, strict=True)
+        self._weights = [each.arrays for each in weights]
+        self._owned = [array for each in weights for array in each.owned]
+        made = [
+            _steps(model, stages, arguments=self._weights, outputs=graph.outputs)
+            for stages, graph in zip(executables, plan.graphs, strict=True)
         ]
-        self._steps = [steps for steps, _ in plans]
-        self._outputs = [positions for _, positions in plans]
+        self._steps = [steps for steps, _ in made]
+        self._outputs = [positions for _, positions in made]
         self._closed = False
 
     @property
@@ -127,18 +131,36 @@ class Pipeline:
             values = self.run(stage, bucket, values)
         return self.model.restore(self.model.unpad(self.fetch(bucket, values), sizes))
 
+    def check(self) -> tuple[Comparison, ...]:
+        """For each bucket and each of its stages, what its devices send beside what was planned: see `Comparison`.
+
+        `[each for each in pipeline.check() if not each.agrees]` are the differences.
+        """
+        if self._closed:
+            raise RuntimeError(f"the pipeline of {self.model.name!r} is closed; load the model again")
+        return tuple(
+            compare(
+                plan,
+                step.call.as_text(),
+                platform=step.call.runtime_executable().local_devices()[0].platform,
+                bucket=str(bucket),
+                stage=stage,
+            )
+            for bucket, plans, steps in zip(self.model.buckets, self.plan.stages, self._steps, strict=True)
+            for stage, (plan, step) in enumerate(zip(plans, steps, strict=True))
+        )
+
     def close(self) -> None:
         """Gives the memory back. Call it when no stage is running; after it the pipeline cannot run."""
         if self._closed:
             return
         self._closed = True
-        if not self.model.param_source.lends:
-            for array in {id(array): array for arrays in self._weights for array in arrays}.values():
-                array.delete()
-        self._steps, self._weights = [], []
+        for array in self._owned:
+            array.delete()
+        self._steps, self._weights, self._owned = [], [], []
 
 
-def _plan(
+def _steps(
     model: Model, stages: Sequence[Executable], *, arguments: Sequence[Sequence[jax.Array]], outputs: Sequence[int]
 ) -> tuple[tuple[_Step, ...], tuple[int, ...]]:
     """Works out where each value stands in the list at each stage: the steps, and the positions of the outputs."""

@@ -17,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from jaxserve.model import Model
 from jaxserve.model.params import Shape
+from jaxserve.parallel import Derived
+from jaxserve.runtime.evaluate import evaluate, host_device
 
 # bench/dispatch.py measures it: stacking saves 0.3 us and more for each vector of up to 256 KiB, on one CPU device and
 # on four, but costs about 1 us for each small matrix on one and 2 us on four. The bound
@@ -26,10 +28,10 @@ STACK_BELOW_BYTES = 64 * 1024
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """One leaf of the params, as a stage uses it.
+    """One weight, as a stage uses it.
 
     Attributes:
-        index: of the leaf.
+        index: in the list of the model's weights.
         shape: shape and dtype.
         spec: how it lies on the stage's submesh.
         added: whether the stage only adds it, multiplies by it and the like.
@@ -42,7 +44,7 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole leaf."""
+        """Bytes of the whole weight."""
         return math.prod(self.shape.shape) * self.shape.dtype.itemsize
 
 
@@ -51,19 +53,19 @@ class Slot:
     """One array on a submesh.
 
     Attributes:
-        params: indices of the leaves of the model's params that it holds; several lie stacked along a first axis.
+        weights: indices of the weights that it holds; several lie stacked along a first axis.
         shape: shape and dtype of the array.
         sharding: where it lies.
     """
 
-    params: tuple[int, ...]
+    weights: tuple[int, ...]
     shape: Shape
     sharding: NamedSharding
 
     @property
     def stacked(self) -> bool:
         """Whether it holds more than one weight."""
-        return len(self.params) > 1
+        return len(self.weights) > 1
 
     @property
     def bytes_per_device(self) -> int:
@@ -83,13 +85,13 @@ class Layout:
         return sum(slot.bytes_per_device for slot in self.slots)
 
     def unpack(self, arrays: Sequence[jax.Array]) -> dict[int, jax.Array]:
-        """The weights by the index of their leaf; traced inside the stage's program."""
+        """The weights by their index; traced inside the stage's program."""
         weights: dict[int, jax.Array] = {}
         for slot, array in zip(self.slots, arrays, strict=True):
             if slot.stacked:
-                weights.update((param, array[place]) for place, param in enumerate(slot.params))
+                weights.update((weight, array[row]) for row, weight in enumerate(slot.weights))
             else:
-                weights[slot.params[0]] = array
+                weights[slot.weights[0]] = array
         return weights
 
 
@@ -106,46 +108,138 @@ def lay_out(weights: Sequence[Weight], mesh: Mesh, *, stack_below_bytes: int = S
         if len(members) > 1:
             shape, spec = Shape((len(members), *shape.shape), shape.dtype), PartitionSpec(None, *spec)
         indices = tuple(weight.index for weight in members)
-        slots.append(Slot(params=indices, shape=shape, sharding=NamedSharding(mesh, spec)))
+        slots.append(Slot(weights=indices, shape=shape, sharding=NamedSharding(mesh, spec)))
     return Layout(slots=tuple(slots))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedWeights:
+    """The weights of a stage on its submesh.
+
+    Attributes:
+        arrays: one for each slot of the layout.
+        owned: of these, the ones that nobody else may hold: they are deleted when the model is closed.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    owned: tuple[jax.Array, ...]
+
+
 def load_weights(
-    model: Model, layouts: Sequence[Layout], *, loaded: Callable[[int, int], None] = lambda done, total: None
-) -> list[list[jax.Array]]:
+    model: Model,
+    derived: Sequence[Derived],
+    layouts: Sequence[Layout],
+    *,
+    loaded: Callable[[int, int], None] = lambda done, total: None,
+) -> list[LoadedWeights]:
     """The arrays of each layout, filled leaf by leaf: no more of the host's memory is used than a few leaves take.
 
-    A leaf that two stages use is read once for each. `loaded` is called with the count of leaves that are in place.
+    Each leaf is read once. One that is a weight itself goes straight to its devices. What is derived is computed on the
+    host, so that no device ever holds more of a leaf than what its stage needs.
+
+    Args:
+        model: whose params are read.
+        derived: how each weight is made of leaves.
+        layouts: one for each stage.
+        loaded: called with the count of weights that are in place, and of those there are; one counts in each stage.
     """
-    wanted = [
-        (param, stage, place)
-        for stage, layout in enumerate(layouts)
-        for place, slot in enumerate(layout.slots)
-        for param in slot.params
-    ]
-    wanted.sort()  # in the order of the source, a leaf's uses side by side
-    arrays: list[dict[int, jax.Array]] = [{} for _ in layouts]
-    waiting: dict[tuple[int, int], dict[int, np.ndarray[Any, Any]]] = collections.defaultdict(dict)
-    targets = [(model.param_paths[param], _target(layouts[stage].slots[place])) for param, stage, place in wanted]
-    before: jax.Array | None = None
-    for done, (leaf, (param, stage, place)) in enumerate(zip(model.param_source.read(targets), wanted, strict=True)):
-        if before is not None:  # transfers are asynchronous, and hold the host's copy until they end
-            before.block_until_ready()
-        before = leaf
-        slot = layouts[stage].slots[place]
+    uses = _Uses(derived, layouts)
+    fillings = [_Filling(layout) for layout in layouts]
+    targets = [(model.param_paths[leaf], uses.target(leaf)) for leaf in uses.leaves]
+    leaves: dict[int, jax.Array] = {}
+    moving: list[jax.Array] = []
+    done = 0
+    for leaf, array in zip(uses.leaves, model.param_source.read(targets), strict=True):
+        jax.block_until_ready(moving)  # transfers are asynchronous, and hold the host's copy until they end
+        moving = []
+        leaves[leaf] = array
+        for weight in uses.complete_with(leaf):
+            recipe = derived[weight]
+            ours = recipe.program is not None
+            value = array if recipe.program is None else evaluate(recipe.program, [leaves[i] for i in recipe.leaves])
+            for stage, place in uses.places[weight]:
+                moving += fillings[stage].put(place, weight, value, ours=ours)
+                done += 1
+                loaded(done, uses.total)
+        for finished in uses.finished_with(leaf):
+            del leaves[finished]
+    return [filling.loaded(lends=model.param_source.lends) for filling in fillings]
+
+
+class _Uses:
+    """Which leaves are read, and where the weights go that are made of them.
+
+    Attributes:
+        leaves: what is read, in the order of the source.
+        places: for each weight that a stage uses, the stages and the places of its slot there.
+        total: number of all places.
+    """
+
+    def __init__(self, derived: Sequence[Derived], layouts: Sequence[Layout]) -> None:
+        self._layouts = layouts
+        self.places: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+        for stage, layout in enumerate(layouts):
+            for place, slot in enumerate(layout.slots):
+                for weight in slot.weights:
+                    self.places[weight].append((stage, place))
+        self.total = sum(map(len, self.places.values()))
+        self._weights: dict[int, list[int]] = collections.defaultdict(list)  # of a leaf
+        self._complete: dict[int, list[int]] = collections.defaultdict(list)
+        self._finished: dict[int, list[int]] = collections.defaultdict(list)
+        for weight in sorted(self.places):
+            self._complete[max(derived[weight].leaves)].append(weight)
+            for leaf in derived[weight].leaves:
+                self._weights[leaf].append(weight)
+        self.leaves = sorted(self._weights)
+        for leaf, weights in self._weights.items():
+            self._finished[max(max(derived[weight].leaves) for weight in weights)].append(leaf)
+        self._on_host = SingleDeviceSharding(host_device())
+        self._derived = derived
+
+    def target(self, leaf: int) -> jax.sharding.Sharding:
+        """Where a leaf is read to: the host, if something is made of it there, or else its first slot."""
+        slots = [
+            self._layouts[stage].slots[place] for weight in self._weights[leaf] for stage, place in self.places[weight]
+        ]
+        derives = any(self._derived[weight].program is not None for weight in self._weights[leaf])
+        return self._on_host if derives or any(slot.stacked for slot in slots) else slots[0].sharding
+
+    def complete_with(self, leaf: int) -> Sequence[int]:
+        """The weights that can be made when this leaf has been read."""
+        return self._complete[leaf]
+
+    def finished_with(self, leaf: int) -> Sequence[int]:
+        """The leaves that nobody needs any more when they have been made."""
+        return self._finished[leaf]
+
+
+class _Filling:
+    """The arrays of one layout, as far as they are there."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._slots = layout.slots
+        self._arrays: dict[int, jax.Array] = {}
+        self._ours: set[int] = set()
+        self._waiting: dict[int, dict[int, np.ndarray[Any, Any]]] = collections.defaultdict(dict)
+
+    def put(self, place: int, weight: int, value: Any, *, ours: bool) -> list[jax.Array]:
+        """Puts one weight into its slot; the array that is on its way now, if any is."""
+        slot = self._slots[place]
         if slot.stacked:
-            rows = waiting[stage, place]
-            rows[param] = np.asarray(leaf)
-            if len(rows) == len(slot.params):
-                stack = np.stack([rows[member] for member in slot.params])
-                arrays[stage][place] = jax.device_put(stack, slot.sharding)
-                del waiting[stage, place]
-        else:
-            arrays[stage][place] = leaf
-        loaded(done + 1, len(wanted))
-    return [[arrays[stage][place] for place in range(len(layout.slots))] for stage, layout in enumerate(layouts)]
+            rows = self._waiting[place]
+            rows[weight] = np.asarray(value)
+            if len(rows) < len(slot.weights):
+                return []
+            value, ours = np.stack([rows[member] for member in slot.weights]), True
+            del self._waiting[place]
+        array = jax.device_put(value, slot.sharding)
+        self._arrays[place] = array
+        if ours:
+            self._ours.add(place)
+        return [array]
 
-
-def _target(slot: Slot) -> jax.sharding.Sharding:
-    """Where a leaf of a slot is read to: a small one to one device, to be fetched and stacked."""
-    return SingleDeviceSharding(next(iter(slot.sharding.device_set))) if slot.stacked else slot.sharding
+    def loaded(self, *, lends: bool) -> LoadedWeights:
+        """All of them. Where the source lends its arrays, only those are ours that were made of them."""
+        arrays = tuple(self._arrays[place] for place in range(len(self._slots)))
+        owned = tuple(array for place, array in enumerate(arrays) if place in self._ours or not lends)
+        return LoadedWeights(arrays=arrays, owned=owned)

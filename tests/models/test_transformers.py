@@ -15,6 +15,7 @@ from jaxserve.models.bert import EmbeddingHead
 from jaxserve.models.gpt import TINY as TINY_GPT
 from jaxserve.models.moe import TINY as TINY_MOE
 from jaxserve.models.vit import TINY as TINY_VIT
+from jaxserve.parallel import trace
 
 LENGTHS = {"lengths": (8, 32)}
 TRANSFORMERS = {
@@ -67,6 +68,41 @@ def test_a_length_without_positions_is_refused(factory):
 def test_gpt_scores_the_next_word_or_the_class():
     assert models.gpt(TINY_GPT).outputs["logits"].shape == ("batch", 64)
     assert models.gpt(dataclasses.replace(TINY_GPT, classes=3)).outputs["logits"].shape == ("batch", 3)
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, False), (False, True), (True, True)])
+def test_a_gpt_that_is_scanned_or_rematerialised_has_the_same_answers(scan, remat):
+    inputs = {
+        "input_ids": np.random.default_rng(0).integers(0, 64, (4, 8)).astype(np.int32),
+        "attention_mask": (np.arange(8) < np.array([[8], [5], [1], [0]])).astype(np.int32),
+    }
+    plain, other = models.gpt(TINY_GPT), models.gpt(TINY_GPT, scan=scan, remat=remat)
+    answers = [jax.jit(model.apply)(model.load_params(), inputs)["logits"] for model in (plain, other)]
+    np.testing.assert_allclose(*answers, atol=1e-6)
+    text = str(jax.make_jaxpr(other.apply)(other.abstract_params, inputs))
+    assert ("scan[" in text, "remat2[" in text) == (scan, remat)
+    # The stacked layers are the same numbers, one after the other.
+    stacked = dict(zip(other.param_paths, jax.tree.leaves(other.load_params()), strict=True))
+    for path, leaf in zip(plain.param_paths, jax.tree.leaves(plain.load_params()), strict=True):
+        first, second, *rest = path.split("/")
+        same = stacked["/".join((first, *rest))][int(second)] if scan and first == "layers" else stacked[path]
+        np.testing.assert_array_equal(same, leaf)
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(False, False), (True, False), (False, True), (True, True)])
+def test_the_layers_of_a_gpt_have_their_names_however_they_run(scan, remat):
+    model = models.gpt(TINY_GPT, scan=scan, remat=remat)
+    paths = trace(model, model.buckets[0]).paths
+    names = {path[:depth] for path in paths for depth in (1, 2)} - {()}
+    assert {("embeddings", "word"), ("head", "scores")} <= names
+    for layer in ("layers_0", "layers_1"):
+        assert {
+            (layer, "attention"),
+            (layer, "attention_norm"),
+            (layer, "norm"),
+            (layer, "up"),
+            (layer, "down"),
+        } <= names
 
 
 def test_embeddings_have_length_1_and_a_row_without_tokens_is_zero():

@@ -42,7 +42,12 @@ def load(model, intra_op=1, inter_op=1, **options):
 
 
 def assert_same(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+    """To the rounding of sums whose order a sharding changes: relative to the largest number."""
+
+    def same(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(np.max(np.abs(b), initial=1e-6)))
+
+    jax.tree.map(same, found, expected)
 
 
 @functools.cache
@@ -121,7 +126,7 @@ def test_inputs_that_do_not_fit():
     [
         (ParallelConfig(2, 2), 3, r"as \(2, 2\) needs 4 different devices, but 3 are given"),
         (ParallelConfig(2, 1), None, r"needs 2 different devices, but 2 are given \(1 different\)"),
-        (ParallelConfig(1, 3), 3, "model 'encoder': 3 stages need 2 cuts, but the model names 1"),
+        (ParallelConfig(1, 3), 3, "model 'encoder': 3 stages were asked for.*use 1 to 2 stages, or allow more cuts"),
     ],
 )
 def test_configs_that_do_not_fit(config, devices, message):
@@ -159,7 +164,7 @@ def test_profiles_and_progress():
 def test_weights_are_split_evenly_over_the_stages_they_belong_to():
     model = Model.from_function("f", perceptron, perceptron_params(4), inputs=X, cuts=("layer_2",))
     pipeline = load(model, 2, 2)
-    assert pipeline.profiles[0].stage_weight_bytes == (model.weight_bytes / 2, model.weight_bytes / 2)
+    assert pipeline.profiles[0].stage_weight_bytes == pytest.approx([model.weight_bytes / 4] * 2, rel=0.06)
 
 
 @pytest.mark.parametrize("stack_below_bytes", [0, 1 << 20])

@@ -1,0 +1,418 @@
+"""Both passes, one after the other: from the programs of a model's buckets to a plan of stages.
+
+1. The intra-op pass shards the whole program over the devices of one stage, on every logical mesh; the fastest counts.
+   Layers that repeat are decided once, so that this takes as long as for one of them.
+2. The inter-op pass cuts the program into stages by what its equations then take.
+3. Each stage takes its part of the sharding. A value that passes between stages lies on both submeshes alike, so moving
+   it changes no spec. Where a stage's weights do not fit on its devices, pass 1 runs again, with a budget for each.
+
+All buckets share the weights, so one bucket, which is tried with the least batch and with the largest, decides how the
+weights lie, and the others shard the rest as is best with such weights.
+"""
+
+import collections
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jax.extend import core
+
+from jaxserve.config import plans_directory
+from jaxserve.errors import PlacementError
+from jaxserve.model import Model
+from jaxserve.parallel.clusters import cluster, cluster_at
+from jaxserve.parallel.collectives import collective_s
+from jaxserve.parallel.cut import Stage, StageGraph, cut_before, fixed_vars, position
+from jaxserve.parallel.devices import Device
+from jaxserve.parallel.hoist import Derived, hoist
+from jaxserve.parallel.inter_op import Cutting, Objective, choose, pareto
+from jaxserve.parallel.intra_op import IntraOp, Step, megabytes, shard
+from jaxserve.parallel.layout import LogicalMesh, Spec, Transfer, mesh_shapes
+from jaxserve.parallel.nodes import Nodes, divide, nbytes
+from jaxserve.parallel.solutions import Solutions
+from jaxserve.parallel.trace import Graph, trace
+from jaxserve.plans import ParallelConfig
+
+# A weight budget that nobody gave is this much above an even share of what heavy operations read.
+EVEN_SLACK = 1.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a plan has to keep to.
+
+    Attributes:
+        weight_budget_bytes: of weights on one device; "even" for an even share, so that a model on twice the devices
+            takes half the memory of each, or as near to it as its shapes allow; infinite for the least latency.
+        memory_bytes: of one device; no plan holds more weights.
+        objective: of the cutting: see `inter_op.choose`.
+        solver_s: seconds after which a solver stops with the best that it has found.
+    """
+
+    weight_budget_bytes: float | Literal["even"] = "even"
+    memory_bytes: float = math.inf
+    objective: Objective = "balance"
+    solver_s: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StagePlan:
+    """One stage at one bucket.
+
+    Attributes:
+        stage: its program.
+        mesh_shape: of its devices.
+        weights: the spec of each weight that it uses, in the order of `stage.params`.
+        takes: of each value that it takes.
+        gives: of each value that it gives.
+        steps: what its operations do, by their place in the stage's program.
+        heavy: places of the operations whose results are constrained.
+        seconds: what it is estimated to take, the way of its values to it included.
+        weight_bytes: on each of its devices.
+    """
+
+    stage: Stage
+    mesh_shape: tuple[int, ...]
+    weights: tuple[Spec, ...]
+    takes: tuple[Spec, ...]
+    gives: tuple[Spec, ...]
+    steps: Mapping[int, Step]
+    heavy: frozenset[int]
+    seconds: float
+    weight_bytes: float
+
+    @property
+    def transfers(self) -> collections.Counter[Transfer]:
+        """The collectives that it is planned to run, with how often."""
+        return collections.Counter(each for step in self.steps.values() for each in (*step.before, *step.after))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """A model in stages, sharded.
+
+    Attributes:
+        config: devices per stage, and stages.
+        device: what it was made for.
+        weights: how each weight is made of leaves of the model's params.
+        graphs: the stages of each bucket.
+        stages: for each bucket, the plan of each stage.
+        cutting: the cutting that was chosen.
+        cuttings: all trade-offs between the slowest and the heaviest stage.
+        replicated: primitives without a sharding rule, with how often they occur at the largest bucket.
+        statuses: how the solver ended for each bucket: see `selection.Choice`.
+    """
+
+    config: ParallelConfig
+    device: Device
+    weights: tuple[Derived, ...]
+    graphs: tuple[StageGraph, ...]
+    stages: tuple[tuple[StagePlan, ...], ...]
+    cutting: Cutting
+    cuttings: tuple[Cutting, ...]
+    replicated: Mapping[str, int]
+    statuses: tuple[str, ...]
+
+    @property
+    def mesh_shape(self) -> tuple[int, ...]:
+        """Of the devices of each stage."""
+        return self.stages[0][0].mesh_shape
+
+
+def plan_model(
+    model: Model,
+    config: ParallelConfig,
+    device: Device,
+    *,
+    limits: Limits | None = None,
+    solutions: Solutions | None = None,
+) -> Plan:
+    """A plan for a model at all its buckets.
+
+    Args:
+        model: the model; where it names `cuts`, it is cut nowhere else.
+        config: devices per stage, and stages.
+        device: what they are.
+        limits: what to keep to.
+        solutions: of plans that were made before; unless given, those in `config.plans_directory()`.
+
+    Raises:
+        PlacementError: it cannot be cut into so many stages, its weights do not fit, or it runs on the host.
+    """
+    if model.on_host:
+        raise PlacementError(f"model {model.name!r} runs on the host and takes no devices; call it, do not load it")
+    if solutions is None and (directory := plans_directory()) is not None:
+        solutions = Solutions(directory)
+    graphs, weights = hoist([trace(model, bucket) for bucket in model.buckets])
+    try:
+        return _Planner(graphs, weights, config, device, model.cuts, limits or Limits(), solutions).plan()
+    except PlacementError as error:
+        raise PlacementError(f"model {model.name!r}: {error}") from None
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Program:
+    """One bucket's whole program."""
+
+    graph: Graph
+    stage: Stage
+    nodes: Nodes
+    places: list[int]  # of the equations of `stage`, in the graph
+
+    @property
+    def outputs(self) -> Sequence[Any]:
+        return self.stage.program.jaxpr.outvars
+
+
+def _program(graph: Graph) -> _Program:
+    stage = cut_before(graph, ()).stages[0]
+    place_of = {id(eqn): place for place, eqn in enumerate(graph.eqns)}
+    places = [place_of[id(eqn)] for eqn in stage.program.jaxpr.eqns]
+    return _Program(graph, stage, _divide(stage), places)
+
+
+def _divide(stage: Stage) -> Nodes:
+    jaxpr = stage.program.jaxpr
+    params, constants = len(stage.params), len(stage.constants)
+    return divide(jaxpr, weights=jaxpr.invars[:params], constants=jaxpr.invars[params : params + constants])
+
+
+class _Planner:
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        weights: tuple[Derived, ...],
+        config: ParallelConfig,
+        device: Device,
+        cuts: Sequence[str],
+        limits: Limits,
+        solutions: Solutions | None,
+    ) -> None:
+        self._weights = weights
+        self._solutions = solutions
+        self._config = config
+        self._device = device
+        self._cuts = cuts
+        self._limits = limits
+        self._programs = [_program(graph) for graph in graphs]
+
+    def plan(self) -> Plan:
+        self._check_memory()
+        mesh, shardings = self._shard(None, self._budget())
+        cuttings, cutting = self._cut(mesh, shardings[-1])
+        stage_graphs = self._stage_graphs(cutting)
+        most = self._most_bytes()
+        if any(self._stage_bytes(stage, shardings[-1]) > most for stage in stage_graphs[-1].stages):
+            used = [stage.params for stage in stage_graphs[-1].stages]
+            mesh, shardings = self._shard(used, most)
+        stages = tuple(
+            tuple(self._stage_plan(stage, program, sharding, mesh) for stage in stage_graph.stages)
+            for stage_graph, program, sharding in zip(stage_graphs, self._programs, shardings, strict=True)
+        )
+        return Plan(
+            config=self._config,
+            device=self._device,
+            weights=self._weights,
+            graphs=tuple(stage_graphs),
+            stages=stages,
+            cutting=cutting,
+            cuttings=cuttings,
+            replicated=shardings[-1].replicated,
+            statuses=tuple(sharding.status for sharding in shardings),
+        )
+
+    # memory
+
+    def _weight_bytes(self) -> float:
+        """Of all weights of the largest bucket, once."""
+        return sum(nbytes(var) for var in self._programs[-1].nodes.weights)
+
+    def _most_bytes(self) -> float:
+        """What the weights of one stage may take on each of its devices."""
+        wanted = self._limits.weight_budget_bytes
+        return min(self._limits.memory_bytes, math.inf if wanted == "even" else wanted)
+
+    def _check_memory(self) -> None:
+        most, total = self._most_bytes(), self._weight_bytes()
+        least = total / self._config.devices
+        if least > most:
+            raise PlacementError(
+                f"({self._config.intra_op}, {self._config.inter_op}) needs at least {megabytes(least)} of weights on "
+                f"each of {self._config.devices} devices, but {megabytes(most)} fit: {megabytes(least - most)} are "
+                f"missing; {self._suggestion(total, most)}"
+            )
+
+    def _suggestion(self, total: float, most: float) -> str:
+        if most <= 0:
+            return "allow more memory"
+        devices = math.ceil(EVEN_SLACK * total / most)
+        intra_op = min(1 << (devices - 1).bit_length(), self._device.devices_per_host)
+        return f"({intra_op}, {math.ceil(devices / intra_op)}) would do"
+
+    def _budget(self) -> float:
+        """For the whole program: of all stages together."""
+        wanted = self._limits.weight_budget_bytes
+        if wanted != "even":
+            return wanted * self._config.inter_op
+        nodes = self._programs[-1].nodes
+        heavy = nodes.heavy_weights()
+        total = sum(
+            nbytes(var) * (EVEN_SLACK / self._config.intra_op if index in heavy else 1)
+            for var, index in nodes.weights.items()
+        )
+        return total
+
+    def _stage_bytes(self, stage: Stage, sharding: IntraOp) -> float:
+        """What a stage's weights take on each device, with the sharding of the whole program."""
+        program = self._programs[-1]
+        spec_of = dict(zip(program.stage.params, sharding.weights, strict=True))
+        size_of = {program.stage.params[index]: nbytes(var) for var, index in program.nodes.weights.items()}
+        shards = LogicalMesh(shape=sharding.mesh_shape, device=self._device).shards
+        return sum(size_of[weight] / shards(spec_of[weight]) for weight in stage.params if weight in spec_of)
+
+    # pass 1
+
+    def _shard(self, used: Sequence[Sequence[int]] | None, budget: float) -> tuple[LogicalMesh, list[IntraOp]]:
+        """The fastest sharding of every bucket over all meshes; `used` are the weights of each stage."""
+        ends = sorted({0, len(self._programs) - 1})
+        best: tuple[float, LogicalMesh, dict[int, Spec], dict[int, IntraOp]] | None = None
+        for shape in mesh_shapes(self._config.intra_op):
+            mesh = LogicalMesh(shape=shape, device=self._device)
+            for first in ends:
+                pins: dict[int, Spec] = {}
+                order = sorted(ends, key=lambda index: index != first)
+                found = {index: self._shard_one(index, mesh, pins, used, budget) for index in order}
+                score = math.prod(found[index].seconds for index in ends)
+                if best is None or score < best[0] * (1 - 1e-9):
+                    best = (score, mesh, pins, found)
+        assert best is not None
+        _, mesh, pins, found = best
+        for index in range(len(self._programs)):
+            if index not in found:
+                found[index] = self._shard_one(index, mesh, pins, used, budget)
+        return mesh, [found[index] for index in range(len(self._programs))]
+
+    def _shard_one(
+        self,
+        index: int,
+        mesh: LogicalMesh,
+        pins: dict[int, Spec],
+        used: Sequence[Sequence[int]] | None,
+        budget: float,
+    ) -> IntraOp:
+        """One bucket, its weights as far as they are pinned already; pins the others."""
+        program = self._programs[index]
+        params = program.stage.params
+        own = {place: pins[weight] for place, weight in enumerate(params) if weight in pins}
+        place_of = {weight: place for place, weight in enumerate(params)}
+        stages = used and [[place_of[weight] for weight in stage if weight in place_of] for stage in used]
+        sharding = shard(
+            program.nodes,
+            mesh,
+            gives=program.outputs,
+            weights=own,
+            stages=stages,
+            budget_bytes=budget if not own else math.inf,
+            soft=used is None and self._limits.weight_budget_bytes == "even",
+            time_limit_s=self._limits.solver_s,
+            solutions=self._solutions,
+        )
+        for weight, spec in zip(params, sharding.weights, strict=True):
+            pins.setdefault(weight, spec)
+        return sharding
+
+    # pass 2
+
+    def _cut(self, mesh: LogicalMesh, sharding: IntraOp) -> tuple[tuple[Cutting, ...], Cutting]:
+        program = self._programs[-1]
+        graph = program.graph
+        seconds = [0.0] * len(graph.eqns)
+        for step in sharding.steps:
+            seconds[program.places[step.place]] = step.seconds
+        fixed = fixed_vars(graph)
+        if self._cuts:
+            clusters = cluster_at(graph, seconds, [position(graph, name) for name in self._cuts], fixed=fixed)
+        else:
+            clusters = cluster(graph, seconds, fixed=fixed, at_least=max(16, 3 * self._config.inter_op))
+        lies = {
+            weight: math.ceil(nbytes(graph.params[weight]) / mesh.shards(spec))
+            for weight, spec in zip(program.stage.params, sharding.weights, strict=True)
+        }
+        here = tuple(lies.get(weight, size) for weight, size in enumerate(clusters.weight_bytes))
+        clusters = dataclasses.replace(clusters, weight_bytes=here)
+        transfer_s = [self._passing_s(size) for size in clusters.live_bytes]
+        cuttings = pareto(clusters, stages=self._config.inter_op, transfer_s=transfer_s)
+        # a cutting above the budget may still fit once its stages are sharded for it
+        return cuttings, choose(cuttings, objective=self._limits.objective)
+
+    def _passing_s(self, size: float) -> float:
+        """For values on their way from one stage to the next."""
+        return collective_s(self._device, "collective_permute", size, 2) if size else 0.0
+
+    def _stage_graphs(self, cutting: Cutting) -> list[StageGraph]:
+        largest = self._programs[-1].graph
+        return [
+            cut_before(program.graph, corresponding(largest, program.graph, cutting.places))
+            for program in self._programs
+        ]
+
+    # together
+
+    def _stage_plan(self, stage: Stage, program: _Program, sharding: IntraOp, mesh: LogicalMesh) -> StagePlan:
+        whole = program.stage.program.jaxpr
+        spec_of: dict[Any, Spec] = dict(
+            zip(whole.invars[len(whole.invars) - len(sharding.takes) :], sharding.takes, strict=True)
+        )
+        step_of: dict[int, Step] = {}
+        for step in sharding.steps:
+            eqn = whole.eqns[step.place]
+            step_of[id(eqn)] = step
+            spec_of.update(zip(eqn.outvars, step.results, strict=True))
+        heavy = {id(whole.eqns[place]) for place in sharding.heavy}
+        jaxpr = stage.program.jaxpr
+        taken = jaxpr.invars[len(jaxpr.invars) - len(stage.takes) :]
+        steps = {place: step_of[id(eqn)] for place, eqn in enumerate(jaxpr.eqns) if id(eqn) in step_of}
+        lies = dict(zip(program.stage.params, sharding.weights, strict=True))
+        arriving = sum(
+            nbytes(var) / mesh.shards(spec_of[var])
+            for var, value in zip(taken, stage.takes, strict=True)
+            if value >= len(program.graph.inputs)
+        )
+        params = [program.graph.params[weight] for weight in stage.params]
+        return StagePlan(
+            stage=stage,
+            mesh_shape=mesh.shape,
+            weights=tuple(lies[weight] for weight in stage.params),
+            takes=tuple(spec_of[var] for var in taken),
+            gives=tuple(
+                mesh.replicated if isinstance(atom, core.Literal) else spec_of.get(atom, mesh.replicated)
+                for atom in jaxpr.outvars
+            ),
+            steps=steps,
+            heavy=frozenset(place for place, eqn in enumerate(jaxpr.eqns) if id(eqn) in heavy),
+            seconds=sum(step.seconds for step in steps.values()) + self._passing_s(arriving),
+            weight_bytes=sum(
+                nbytes(var) / mesh.shards(lies[weight]) for var, weight in zip(params, stage.params, strict=True)
+            ),
+        )
+
+
+def corresponding(graph: Graph, other: Graph, places: Sequence[int]) -> list[int]:
+    """The places in the program of another bucket before which the same equations stand.
+
+    Programs of two buckets are mostly alike, equation by equation; where a size of 1 made one of them shorter, the
+    equations are matched by primitive and module path.
+    """
+    ours = [(eqn.primitive.name, path) for eqn, path in zip(graph.eqns, graph.paths, strict=True)]
+    theirs = [(eqn.primitive.name, path) for eqn, path in zip(other.eqns, other.paths, strict=True)]
+    if ours == theirs:
+        return list(places)
+    match = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    found: list[int] = []
+    blocks = [block for block in match.get_matching_blocks() if block.size]
+    for place in places:
+        after = next((block for block in blocks if block.a + block.size > place), None)
+        found.append(len(theirs) if after is None else after.b + max(0, place - after.a))
+    return found
