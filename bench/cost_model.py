@@ -7,6 +7,12 @@ Two of the V100's constants, `compute_efficiency` and `memory_efficiency`, are f
 fit is made anew, to all three and to each two of them to predict the third. The third constant, the launch of a kernel,
 cannot be told from these numbers: 10 us in place of 3 move the other two by 0.03 at most.
 
+The second table has what plans for two, four and eight V100s are estimated to take, beside the profiles that searches
+for placements are compared on (tests/golden/placement/profiles.json). Those are no measurements but a closed form,
+fitted to the published latencies of one device, so the ratio does not say which of the two is right. "To one device" is
+each latency divided by that of one device by the same account, which leaves out what differs on one device already.
+docs/cost-model.md tells why the two differ.
+
     python bench/cost_model.py [--fit] [-o bench/results/cost-model.json]
 """
 
@@ -19,10 +25,15 @@ from typing import Any
 import numpy as np
 from record import circumstances, write
 
+from jaxserve.model import Model
 from jaxserve.models import planning_model
-from jaxserve.parallel import trace
-from jaxserve.parallel.devices import DEVICES, Device
+from jaxserve.parallel import device_kind, plan_model, trace
+from jaxserve.parallel.devices import Device
 from jaxserve.parallel.work import Work, fixed_vars, seconds, work
+from jaxserve.plans import ParallelConfig, Profiles
+
+GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "placement" / "profiles.json"
+CONFIGS = tuple(ParallelConfig(*each) for each in ((1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1), (2, 4), (4, 2)))
 
 PUBLISHED_S = {
     "bert-1.3b": 0.151,
@@ -34,6 +45,8 @@ PUBLISHED_S = {
 }
 BERTS = ("bert-1.3b", "bert-2.7b", "bert-6.7b")
 TARGET = 0.20
+
+IN_GOLDEN = {"bert-2.7b": "bert-2.6b"}  # the models that have another name there
 
 WHY_MOE = """\
 The MoEs are not met, and nothing is fitted to them. From 1.3B to 5.3B the published latency grows by 84 ms, the
@@ -106,6 +119,59 @@ def print_single_device(rows: Sequence[dict[str, Any]], device: Device) -> None:
         )
 
 
+def parallel_row(model: Model, config: ParallelConfig, golden: Profiles, device: Device) -> dict[str, Any]:
+    """The estimate of a model under a config, one request at a time, beside the row of the golden profiles."""
+    plan = plan_model(model, config, device)
+    name = IN_GOLDEN.get(model.name, model.name)
+    row = golden.find(name, config)
+    if row is None:
+        raise SystemExit(f"{GOLDEN} has no row of {name!r} as ({config.intra_op}, {config.inter_op})")
+    stage_s = tuple(stage.seconds for stage in plan.stages[-1])
+    return {
+        "model": model.name,
+        "intra_op": config.intra_op,
+        "inter_op": config.inter_op,
+        "mesh": plan.mesh_shape,
+        "solver": plan.statuses[-1],
+        "estimated_s": sum(stage_s),
+        "golden_s": row.latency_s,
+        "ratio": sum(stage_s) / row.latency_s,
+        "slowest_s": max(stage_s),
+        "golden_slowest_s": max(row.stage_latency_s),
+        "slowest_ratio": max(stage_s) / max(row.stage_latency_s),
+        "weight_bytes": max(stage.weight_bytes for stage in plan.stages[-1]),
+        "golden_weight_bytes": max(row.stage_weight_bytes),
+    }
+
+
+def parallel_rows(name: str, golden: Profiles, device: Device) -> list[dict[str, Any]]:
+    """All configs of a model, each beside one device too."""
+    model = planning_model(name)
+    alone = parallel_row(model, ParallelConfig(), golden, device)
+    rows = [parallel_row(model, config, golden, device) for config in CONFIGS]
+    for row in rows:
+        row |= {f"{figure}_to_one_device": row[figure] / alone[figure] for figure in ("estimated_s", "golden_s")}
+    return rows
+
+
+def print_parallel(rows: Sequence[dict[str, Any]], device: Device) -> None:
+    """The table of several devices."""
+    print(f"{device.kind}, several: batch 1, single request; the golden profiles are a closed form, not measured")
+    print(f"{'':<17} {'all stages, ms':^23} {'slowest stage, ms':^23} {'to one device':^15} {'weights, GB':^13}")
+    print(
+        f"{'model':<10} {'config':<6} {'estimated':>9} {'golden':>6} {'ratio':>6}"
+        f" {'estimated':>9} {'golden':>6} {'ratio':>6} {'est.':>7} {'golden':>7} {'est.':>6} {'golden':>6}"
+    )
+    for row in rows:
+        config = f"({row['intra_op']}, {row['inter_op']})"
+        print(
+            f"{row['model']:<10} {config:<6} {1e3 * row['estimated_s']:9.1f} {1e3 * row['golden_s']:6.1f}"
+            f" {row['ratio']:6.2f} {1e3 * row['slowest_s']:9.1f} {1e3 * row['golden_slowest_s']:6.1f}"
+            f" {row['slowest_ratio']:6.2f} {row['estimated_s_to_one_device']:7.2f} {row['golden_s_to_one_device']:7.2f}"
+            f" {row['weight_bytes'] / 1e9:6.2f} {row['golden_weight_bytes'] / 1e9:6.2f}"
+        )
+
+
 def print_fit(all_works: dict[str, list[Work]], device: Device) -> dict[str, Any]:
     """The fit to all BERTs; and how well a fit to two of them predicts the third."""
     print("fitted anew:")
@@ -131,7 +197,8 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit the two efficiencies anew, and print them too")
     parser.add_argument("-o", "--output", type=Path, help="where to write the figures as JSON")
     arguments = parser.parse_args()
-    device = DEVICES["v100"]
+    device = device_kind("V100")
+    golden = Profiles.load(GOLDEN)
     all_works = {name: model_work(name) for name in PUBLISHED_S}
     rows = [single_device_row(name, works, device) for name, works in all_works.items()]
     print_single_device(rows, device)
@@ -141,7 +208,10 @@ def main() -> None:
     results["constants"] = {
         name: getattr(device, name) for name in ("compute_efficiency", "memory_efficiency", "overhead_s")
     }
+    results["parallel"] = [row for name in PUBLISHED_S for row in parallel_rows(name, golden, device)]
+    print_parallel(results["parallel"], device)
     if arguments.fit:
+        print()
         results["fitted"] = print_fit(all_works, device)
     write(arguments.output, {"benchmark": "cost_model", **circumstances(), **results})
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.factory import load_models
-from jaxserve.cli.show import Telling, milliseconds, print_json, print_table, table_of
+from jaxserve.cli.show import Telling, print_json, print_table, table_of
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError
 from jaxserve.model import Bucket, Model
@@ -35,7 +35,9 @@ _SHORT = {"conv_general_dilated": "conv", "dot_general": "dot", "ragged_dot_gene
 @click.argument("models", metavar="MODULE:ATTRIBUTE")
 @click.option("--intra-op", default=1, show_default=True, metavar="N", help="Devices for each stage.")
 @click.option("--inter-op", default=1, show_default=True, metavar="N", help="Number of stages.")
-@click.option("--device-kind", metavar="KIND", help="What the devices are, such as H100; those that jax has by default.")
+@click.option(
+    "--device-kind", metavar="KIND", help="What the devices are, such as H100; those that jax has by default."
+)
 @click.option("--weight-budget-gb", type=float, metavar="X", help="Weights that a device may hold, in 10^9 bytes.")
 @click.option("--batch-size", type=int, metavar="N", help="Which bucket to explain; the largest by default.")
 @click.option("--length", type=int, metavar="N", help="Which bucket to explain; the longest by default.")
@@ -63,9 +65,11 @@ def command(
     It needs no weights, and with --device-kind no devices; --check needs as many as the config has.
     """
     config = parallel_config(intra_op, inter_op)
-    budget = weight_budget_bytes(weight_budget_gb)
+    budget = budget_bytes(weight_budget_gb)
     if svg is not None and not svg.parent.is_dir():
         raise ConfigError(f"--svg {svg}: there is no directory {svg.parent}; make it first")
+    if svg is not None and svg.is_dir():
+        raise ConfigError(f"--svg {svg} is a directory; name a file, such as {svg / 'pipeline.svg'}")
     use_cpu_devices(cpu_devices)
     if checked and config.devices > len(jax.devices()):
         raise ConfigError(
@@ -77,9 +81,7 @@ def command(
     bucket = _bucket(model, batch_size, length)
     compared: tuple[Comparison, ...] = ()
     with Telling("planning") as tell:
-        plan = plan_model(
-            model, config, device, limits=Limits(weight_budget_bytes=budget, memory_bytes=device.memory_bytes)
-        )
+        plan = plan_model(model, config, device, limits=None if budget is None else Limits(weight_budget_bytes=budget))
         explanation = explain(plan, model, bucket)
         if checked:
             tell("compiling, to compare")
@@ -106,17 +108,17 @@ def parallel_config(intra_op: int, inter_op: int) -> ParallelConfig:
     try:
         return ParallelConfig(intra_op, inter_op)
     except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
+        raise ConfigError(str(error)) from error
 
 
-def weight_budget_bytes(gigabytes: float | None) -> Any:
-    """What `--weight-budget-gb` means for `Limits`.
+def budget_bytes(gigabytes: float | None) -> float | None:
+    """Bytes of `--weight-budget-gb`.
 
     Raises:
         ConfigError: it is not positive.
     """
     if gigabytes is None:
-        return "even"
+        return None
     if not gigabytes > 0:
         raise ConfigError(f"--weight-budget-gb is {gigabytes:g}, but must be positive; inf is for no limit")
     return 1e9 * gigabytes
@@ -160,7 +162,7 @@ def _text(explanation: Explanation, compared: Sequence[Comparison]) -> Group:
     mesh = " x ".join(f"{axis}={size}" for axis, size in explanation.mesh.items())
     lines = [
         f"{explanation.model} as ({explanation.intra_op}, {explanation.inter_op}) on {explanation.device_kind}, "
-        f"{bucket}: {milliseconds(explanation.seconds)} ms, estimated",
+        f"{bucket}: {_ms(explanation.seconds)} ms, estimated",
         f"each stage is a mesh {mesh}; a full pipeline ends a batch every {_ms(explanation.slowest_s)} ms",
     ]
     if explanation.status != "optimal":
@@ -178,14 +180,14 @@ def _text(explanation: Explanation, compared: Sequence[Comparison]) -> Group:
 
 
 def _stages(stages: Sequence[ExplainedStage]) -> Table:
-    table = table_of(["stage", "layers"], ["GFLOPs", "weights MB", "out MB", "ms", "sending"])
+    table = table_of(["stage", "layers"], ["GFLOPs", "weights MB", "out MB", "ms", "sending ms"])
     for number, stage in enumerate(stages):
         table.add_row(
             str(number),
             escape(", ".join(stage.layers)),
-            _short(stage.flops / 1e9),
-            _short(stage.weight_bytes / 1e6),
-            _short(stage.out_bytes / 1e6),
+            short(stage.flops / 1e9),
+            short(stage.weight_bytes / 1e6),
+            short(stage.out_bytes / 1e6),
             _ms(stage.seconds),
             _ms(stage.sending_seconds),
         )
@@ -196,14 +198,14 @@ def _sent(stages: Sequence[ExplainedStage]) -> Table:
     table = table_of(["stage", "collective"], ["count", "MB", "ms"])
     for number, stage in enumerate(stages):
         for kind, sent in stage.sent.items():
-            table.add_row(str(number), kind, str(sent.count), _short(sent.nbytes / 1e6), _ms(sent.seconds))
+            table.add_row(str(number), kind, str(sent.count), short(sent.nbytes / 1e6), _ms(sent.seconds))
     return table
 
 
 def _trade_offs(explanation: Explanation) -> Table:
     table = table_of(["cuttings"], ["slowest stage ms", "heaviest stage MB"])
     for each in explanation.trade_offs:
-        table.add_row("chosen" if each.chosen else "", _ms(each.slowest_s), _short(each.heaviest_bytes / 1e6))
+        table.add_row("chosen" if each.chosen else "", _ms(each.slowest_s), short(each.heaviest_bytes / 1e6))
     return table
 
 
@@ -225,28 +227,37 @@ def _kinds(operations: Sequence[HeavyOperation]) -> list[HeavyOperation]:
     return [dataclasses.replace(each, module=each.module.split("/", 1)[-1], seconds=0.0) for each in operations]
 
 
-def _operations(operations: Sequence[HeavyOperation], mesh: Any) -> Table:
-    axes = ", ".join(mesh)
-    table = table_of(["operation", f"split over {axes}", "shapes, and what splits them"], ["us each"])
+def _operations(operations: Sequence[HeavyOperation], mesh: Mapping[str, int]) -> Table:
+    """A row for each, under its layer."""
+    table = table_of(
+        ["operation", f"split over {', '.join(mesh)}", "shapes, and what splits them"], ["count", "us each"]
+    )
+    table.columns[0].overflow = "fold"
+    layer = ""
     for each in operations:
-        times = f" x{each.count}" if each.count > 1 else ""
-        operands = (" * " if "dot" in each.primitive or "conv" in each.primitive else ", ").join(each.operands)
+        first, slash, rest = each.module.partition("/")
+        if slash and first != layer:
+            table.add_row(escape(first))
+        layer = first
+        name = f"  {rest}" if slash else first
+        times = " * " if each.primitive in _SHORT else ", "
         table.add_row(
-            escape(f"{each.module} {_SHORT.get(each.primitive, each.primitive)}{times}"),
+            escape(f"{name} {_SHORT.get(each.primitive, each.primitive)}"),
             REPLICATED if set(each.strategy) == {REPLICATED} else ", ".join(each.strategy),
-            escape(f"{operands} -> {each.result}"),
-            _short(1e6 * each.seconds),
+            escape(f"{times.join(each.operands)} -> {each.result}"),
+            str(each.count),
+            short(1e6 * each.seconds),
         )
     return table
 
 
-def _short(number: float) -> str:
-    """Three digits, or all before the point."""
+def short(number: float) -> str:
+    """To read: three digits, or all before the point."""
     if number == 0 or not math.isfinite(number):
         return f"{number:g}"
-    digits = max(0, 2 - math.floor(math.log10(abs(number))))
-    return f"{number:,.{min(digits, 4)}f}"
+    digits = 2 - math.floor(math.log10(abs(number)))
+    return f"{number:.0e}" if digits > 5 else f"{number:,.{max(0, digits)}f}"
 
 
 def _ms(seconds: float) -> str:
-    return _short(1000 * seconds)
+    return short(1000 * seconds)

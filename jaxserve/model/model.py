@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack, cast
 
 import jax
 import numpy as np
+from jax.extend import core
 
 from jaxserve.errors import InferenceError, InvalidInput, ModelError, ModelFailed
 from jaxserve.model.adapters import Adapter, adapt_function, adapt_host_function, adapt_linen, adapt_nnx
@@ -95,6 +96,7 @@ class Model:
     _grid: BucketGrid
     _outputs: Outputs
     _padded_shapes: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+    _smallest: core.ClosedJaxpr | None
 
     @classmethod
     def from_linen(
@@ -216,6 +218,15 @@ class Model:
     def apply(self, params: Any, inputs: Mapping[str, Any]) -> Any:
         """What the module returns for these inputs; a pure function, to be traced."""
         return self._adapter.apply(params, inputs)
+
+    def trace(self, bucket: Bucket) -> core.ClosedJaxpr:
+        """The program at a bucket: takes the leaves of the params and the inputs in order, returns the output leaves.
+
+        That of the smallest bucket is kept from when the model was made.
+        """
+        if bucket == self.buckets[0] and self._smallest is not None:
+            return self._smallest
+        return _trace(self._adapter, abstract_inputs(self.inputs, bucket.sizes))[0]
 
     def load_params(self) -> Any:
         """The params on jax's default device, in the structure that `apply` takes."""
@@ -377,14 +388,16 @@ def _assemble(
         if on_host:
             zeros = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
             return adapter.apply(None, zeros)
-        return jax.eval_shape(adapter.apply, adapter.params, shapes)
+        program, returned = _trace(adapter, shapes)
+        if sizes == grid.buckets[0].sizes:
+            smallest.append(program)
+        return returned
 
+    smallest: list[core.ClosedJaxpr] = []
     outputs = find_outputs(evaluate, grid)
     cuts = check_cut_names(cuts, on_host=on_host)
     if cuts:
-        shapes = abstract_inputs(signature, grid.buckets[0].sizes)
-        traced = jax.make_jaxpr(adapter.apply)(adapter.params, shapes)
-        flat = flatten_program(traced, params=len(jax.tree.leaves(adapter.params)))
+        flat = flatten_program(smallest[0], params=len(jax.tree.leaves(adapter.params)))
         check_cuts(flat.eqns, flat.paths, cuts)
     return Model(
         name=name,
@@ -404,4 +417,16 @@ def _assemble(
         _padded_shapes=tuple(
             tuple((name, spec.resolve(bucket.sizes)) for name, spec in signature.items()) for bucket in grid.buckets
         ),
+        _smallest=next(iter(smallest), None),
     )
+
+
+def _trace(adapter: Adapter, inputs: Mapping[str, Shape]) -> tuple[core.ClosedJaxpr, Any]:
+    """The program on the leaves of the params and on inputs of these shapes, and what it returns, as shapes."""
+    names = tuple(inputs)
+    leaves, structure = jax.tree.flatten(adapter.params)
+
+    def flat(leaves: Sequence[Any], values: Sequence[Any]) -> Any:
+        return adapter.apply(structure.unflatten(leaves), dict(zip(names, values, strict=True)))
+
+    return jax.make_jaxpr(flat, return_shape=True)(leaves, list(inputs.values()))

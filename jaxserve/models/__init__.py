@@ -182,6 +182,8 @@ def resnet(
 def planning_model(name: str, *, batch_sizes: Sequence[int] = (1,), lengths: Sequence[int] | None = None) -> Model:
     """One of `PLANNING_MODELS` with shapes in place of params: it can be traced, cut and priced, but not loaded.
 
+    Commands reach them as `jaxserve.models:bert_6_7b` and the like.
+
     Args:
         name: such as "bert-6.7b".
         batch_sizes: to plan for.
@@ -206,6 +208,41 @@ def planning_model(name: str, *, batch_sizes: Sequence[int] = (1,), lengths: Seq
         batch_sizes=batch_sizes,
         buckets={"length": lengths or (config.max_length,)},
     )
+
+
+def bert_1_3b() -> Model:
+    """`planning_model("bert-1.3b")`."""
+    return planning_model("bert-1.3b")
+
+
+def bert_2_7b() -> Model:
+    """`planning_model("bert-2.7b")`."""
+    return planning_model("bert-2.7b")
+
+
+def bert_6_7b() -> Model:
+    """`planning_model("bert-6.7b")`."""
+    return planning_model("bert-6.7b")
+
+
+def bert_104b() -> Model:
+    """`planning_model("bert-104b")`."""
+    return planning_model("bert-104b")
+
+
+def moe_1_3b() -> Model:
+    """`planning_model("moe-1.3b")`."""
+    return planning_model("moe-1.3b")
+
+
+def moe_2_4b() -> Model:
+    """`planning_model("moe-2.4b")`."""
+    return planning_model("moe-2.4b")
+
+
+def moe_5_3b() -> Model:
+    """`planning_model("moe-5.3b")`."""
+    return planning_model("moe-5.3b")
 
 
 def _seeded(

@@ -13,8 +13,9 @@ from typing import Any
 from jax.extend import core
 
 from jaxserve.errors import PlacementError
-from jaxserve.model.modules import match_module
-from jaxserve.parallel.trace import Atom, Graph, flops
+from jaxserve.model.modules import Path, match_module
+from jaxserve.parallel.trace import Atom, Graph
+from jaxserve.parallel.work import flops
 
 _RESHAPING = frozenset({"broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "copy"})
 _ELEMENTWISE = frozenset(
@@ -28,6 +29,7 @@ class Stage:
 
     Attributes:
         program: takes params, constants and values, in this order; returns values.
+        paths: for each equation, the path of its module.
         params: indices of the params of the graph, which are leaves or, once it is hoisted, weights, that it uses.
         constants: arrays that the model closed over.
         takes: indices of the values that it takes: an input, or what an earlier stage gives.
@@ -38,6 +40,7 @@ class Stage:
     """
 
     program: core.ClosedJaxpr
+    paths: tuple[Path, ...]
     params: tuple[int, ...]
     added: frozenset[int]
     constants: tuple[Any, ...]
@@ -252,6 +255,7 @@ class _Cutter:
         )
         return Stage(
             program=core.ClosedJaxpr(program, []),
+            paths=tuple(self._graph.paths[place] for place in places),
             params=tuple(params),
             added=self._only_added(eqns, gives) & frozenset(params),
             constants=tuple(self._graph.constants[var] for var in constants),

@@ -11,7 +11,7 @@ from typing import Any
 from jax.extend import core
 
 from jaxserve.model import Model
-from jaxserve.model.modules import Path, module_path
+from jaxserve.model.modules import Path
 from jaxserve.parallel.intra_op import Step
 from jaxserve.parallel.layout import AXES, LogicalMesh, Spec, Transfer
 from jaxserve.parallel.names import REPLICATED, Dimensions, strategy
@@ -257,13 +257,9 @@ def _named_inputs(row: Sequence[StagePlan], model: Model) -> dict[core.Var, Sequ
 # layers
 
 
-def _path(eqn: core.JaxprEqn, root: int) -> Path:
-    return module_path(eqn)[root:]
-
-
 def _root(row: Sequence[StagePlan]) -> int:
     """How many names all paths begin with: the model's own module."""
-    paths = {path for stage in row for eqn in stage.stage.program.jaxpr.eqns if (path := module_path(eqn))}
+    paths = {path for stage in row for path in stage.stage.paths if path}
     return 1 if len({path[0] for path in paths}) == 1 and any(len(path) > 1 for path in paths) else 0
 
 
@@ -279,7 +275,7 @@ def _layers(row: Sequence[StagePlan], root: int) -> list[tuple[str, ...]]:
     for stage in row:
         here: dict[str, bool] = {}
         for place in sorted(stage.steps):
-            path = _path(stage.stage.program.jaxpr.eqns[place], root)
+            path = stage.stage.paths[place][root:]
             if path:
                 here[_layer(path)] = here.get(_layer(path), False) or place in stage.heavy
         every.append(here)
@@ -287,8 +283,7 @@ def _layers(row: Sequence[StagePlan], root: int) -> list[tuple[str, ...]]:
     kept = [[layer for layer, is_heavy in here.items() if is_heavy or layer not in heavy] for here in every]
     times = collections.Counter(layer for layers in kept for layer in layers)
     return [
-        compact(f"{layer} (part)" if times[layer] > 1 else layer for layer in layers) or (NO_MODULE,)
-        for layers in kept
+        compact(f"{layer} (part)" if times[layer] > 1 else layer for layer in layers) or (NO_MODULE,) for layers in kept
     ]
 
 
@@ -340,7 +335,7 @@ def _operations(stage: StagePlan, root: int, dimensions: Dimensions) -> tuple[He
     found: dict[_Alike, list[tuple[Path, float]]] = collections.defaultdict(list)
     for place in sorted(stage.heavy):
         eqn, step = eqns[place], stage.steps[place]
-        path = _path(eqn, root)
+        path = stage.stage.paths[place][root:]
         found[_alike(eqn, path, step, dimensions)].append((path, step.seconds))
     return tuple(
         HeavyOperation(

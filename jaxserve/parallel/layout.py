@@ -101,6 +101,11 @@ def resharding(mesh: LogicalMesh, nbytes: float, source: Spec, target: Spec) -> 
             return (Transfer(kind="all_gather", nbytes=nbytes, devices=mesh.size),)
         if len(moved) == 2:
             return (Transfer(kind="all_to_all", nbytes=local, devices=mesh.size),)
+    if len(moves) == 2 and NONE == source[1] != source[0] != target[0] == target[1] != NONE:  # its shards interleave
+        local = nbytes / mesh.size
+        return tuple(
+            Transfer(kind=kind, nbytes=local, devices=mesh.size) for kind in ("all_to_all", "collective_permute")
+        )
     transfers: list[Transfer] = []
     if len(moves) == 2 and _shifts(source, target):
         smaller = min(local, nbytes / mesh.shards(target))

@@ -75,7 +75,7 @@ class Dimensions:
         return isinstance(atom, core.Literal) or atom in self._fixed
 
     def name(self, atom: Any, dim: int) -> str | None:
-        """ "batch", "sequence" or "expert" where the dimension is that."""
+        """What a dimension is, where it is known: "batch", "sequence" or "expert"."""
         name = self._names.get(self._find((atom, dim)))
         if name is None and dim == 0 and shape(atom)[0] == self._batch_size > 1:
             return "batch"

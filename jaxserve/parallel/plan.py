@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from jax.extend import core
@@ -46,13 +46,14 @@ class Limits:
     Attributes:
         weight_budget_bytes: of weights on one device; "even" for an even share, so that a model on twice the devices
             takes half the memory of each, or as near to it as its shapes allow; infinite for the least latency.
-        memory_bytes: of one device; no plan holds more weights.
+        memory_bytes: of one device; no plan holds more weights. Unless given, what the device has; CPU devices share
+            the host's memory, so nothing is known of theirs.
         objective: of the cutting: see `inter_op.choose`.
         solver_s: seconds after which a solver stops with the best that it has found.
     """
 
     weight_budget_bytes: float | Literal["even"] = "even"
-    memory_bytes: float = math.inf
+    memory_bytes: float | None = None
     objective: Objective = "balance"
     solver_s: float = 10.0
 
@@ -121,6 +122,9 @@ class Plan:
         return self.stages[0][0].mesh_shape
 
 
+Measure = Callable[[Sequence[StagePlan]], Sequence[float]]
+
+
 def plan_model(
     model: Model,
     config: ParallelConfig,
@@ -128,6 +132,7 @@ def plan_model(
     *,
     limits: Limits | None = None,
     solutions: Solutions | None = None,
+    measure: Measure | None = None,
 ) -> Plan:
     """A plan for a model at all its buckets.
 
@@ -137,6 +142,8 @@ def plan_model(
         device: what they are.
         limits: what to keep to.
         solutions: of plans that were made before; unless given, those in `config.plans_directory()`.
+        measure: returns the seconds that each of some slices of the program takes; unless given, the pass that cuts
+            the program goes by the cost model.
 
     Raises:
         PlacementError: it cannot be cut into so many stages, its weights do not fit, or it runs on the host.
@@ -145,9 +152,14 @@ def plan_model(
         raise PlacementError(f"model {model.name!r} runs on the host and takes no devices; call it, do not load it")
     if solutions is None and (directory := plans_directory()) is not None:
         solutions = Solutions(directory)
+    if config.intra_op > device.devices_per_host:
+        raise PlacementError(
+            f"model {model.name!r} as ({config.intra_op}, {config.inter_op}): the devices of a stage must be of one "
+            f"host, but hosts of {device.kind} have {device.devices_per_host}; use more stages of fewer devices"
+        )
     graphs, weights = hoist([trace(model, bucket) for bucket in model.buckets])
     try:
-        return _Planner(graphs, weights, config, device, model.cuts, limits or Limits(), solutions).plan()
+        return _Planner(graphs, weights, config, device, model.cuts, limits or Limits(), solutions, measure).plan()
     except PlacementError as error:
         raise PlacementError(f"model {model.name!r}: {error}") from None
 
@@ -189,7 +201,9 @@ class _Planner:
         cuts: Sequence[str],
         limits: Limits,
         solutions: Solutions | None,
+        measure: Measure | None,
     ) -> None:
+        self._measure = measure
         self._weights = weights
         self._solutions = solutions
         self._config = config
@@ -232,7 +246,10 @@ class _Planner:
     def _most_bytes(self) -> float:
         """What the weights of one stage may take on each of its devices."""
         wanted = self._limits.weight_budget_bytes
-        return min(self._limits.memory_bytes, math.inf if wanted == "even" else wanted)
+        memory = self._limits.memory_bytes
+        if memory is None:
+            memory = math.inf if self._device.backend == "cpu" else self._device.memory_bytes
+        return min(memory, math.inf if wanted == "even" else wanted)
 
     def _check_memory(self) -> None:
         most, total = self._most_bytes(), self._weight_bytes()
@@ -342,6 +359,10 @@ class _Planner:
         }
         here = tuple(lies.get(weight, size) for weight, size in enumerate(clusters.weight_bytes))
         clusters = dataclasses.replace(clusters, weight_bytes=here)
+        if self._measure is not None and self._config.inter_op > 1:
+            slices = cut_before(graph, clusters.places).stages
+            plans = [self._stage_plan(each, program, sharding, mesh) for each in slices]
+            clusters = dataclasses.replace(clusters, seconds=tuple(self._measure(plans)))
         transfer_s = [self._passing_s(size) for size in clusters.live_bytes]
         cuttings = pareto(clusters, stages=self._config.inter_op, transfer_s=transfer_s)
         # a cutting above the budget may still fit once its stages are sharded for it

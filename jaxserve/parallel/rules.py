@@ -230,13 +230,10 @@ def _along(*names: str) -> _Maker:
     return make
 
 
-def _top_k(params: dict[str, Any], operands: Shapes, results: Shapes) -> Rule:
+def _gathered(params: dict[str, Any], operands: Shapes, results: Shapes) -> Rule:
+    """XLA computes it on whole operands only, though it could be split: `top_k` even where just its rows are split."""
     factors = _Factors()
-    axis = params.get("axis", -1) % len(operands[0])
-    dims = [factors.new_whole(size) if place == axis else factors.new(size) for place, size in enumerate(operands[0])]
-    found = list(dims)
-    found[axis] = factors.new_whole(results[0][axis])
-    return factors.rule([tuple(dims)], [tuple(found)] * len(results))
+    return factors.rule([factors.each_whole(each) for each in operands], [factors.each_whole(each) for each in results])
 
 
 def _where_full(params: dict[str, Any], operands: Shapes, results: Shapes) -> Rule:
@@ -366,7 +363,7 @@ def _convolution(params: dict[str, Any], operands: Shapes, results: Shapes) -> R
         if groups == 1:
             left[lhs[1]] = right[rhs[1]] = factors.new_summed(operands[0][lhs[1]])
             right[rhs[0]] = result[out[1]] = factors.new(operands[1][rhs[0]])
-        else:  # contiguous runs of features belong to one group
+        elif operands[1][rhs[1]] == 1:  # contiguous runs of features belong to one group; XLA splits no wider groups
             left[lhs[1]] = right[rhs[0]] = result[out[1]] = factors.new(groups)
     return factors.rule([tuple(left), tuple(right)], [tuple(result)])
 
@@ -529,7 +526,6 @@ _MAKERS: dict[str, _Maker] = {
     "dot_general": _dot,
     "dynamic_slice": _where_full,
     "dynamic_update_slice": _dynamic_update_slice,
-    "expand_dims": _reshape,
     "gather": _gather,
     "iota": _iota,
     "pad": _where_full,
@@ -553,7 +549,7 @@ _MAKERS: dict[str, _Maker] = {
     "squeeze": _squeeze,
     "stack": _stack,
     "tile": _where_full,
-    "top_k": _top_k,
+    "top_k": _gathered,
     "transpose": _transpose,
     "unstack": _unstack,
 }

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, sparse
 
+from jaxserve.errors import PlacementError
+
 Array = np.ndarray[Any, Any]
 
 
@@ -92,7 +94,8 @@ class Choice:
 def select(selection: Selection, *, budget_bytes: float = math.inf, time_limit_s: float = 10.0) -> Choice:
     """The cheapest choice within the budget.
 
-    The caller checks `least_bytes` first: a budget below it has no solution.
+    Raises:
+        PlacementError: none was found. Below `least_bytes` there is none.
     """
     if not selection.costs:
         return Choice(options=(), status="optimal")
@@ -150,10 +153,11 @@ class _Program:
 
     def _within(self, budget_bytes: float) -> None:
         """In units of the budget, so that the solver's tolerances mean something."""
-        self._budget: Array | None = None
+        self._budget: tuple[Array, float] | None = None
         worst = np.sum([memory.max(axis=1) for memory in self._selection.memory], axis=0)
         if worst.max() > budget_bytes:
-            self._budget = np.concatenate(self._selection.memory, axis=1) / budget_bytes
+            unit = max(budget_bytes, 1.0)
+            self._budget = np.concatenate(self._selection.memory, axis=1) / unit, budget_bytes / unit
 
     def solve(self, time_limit_s: float) -> Choice | None:
         objective = np.concatenate(self._objective)
@@ -163,9 +167,10 @@ class _Program:
         matrix = sparse.csr_array((values, (rows, columns)), shape=(len(equal), count))
         constraints = [optimize.LinearConstraint(matrix, equal, equal)]  # type: ignore[arg-type]
         if self._budget is not None:
-            edges = np.zeros((len(self._budget), count - self._budget.shape[1]))
-            rows_of_stages = sparse.csr_array(np.concatenate((self._budget, edges), axis=1))
-            constraints.append(optimize.LinearConstraint(rows_of_stages, -np.inf, 1.0))  # type: ignore[arg-type]
+            memory, most = self._budget
+            edges = np.zeros((len(memory), count - memory.shape[1]))
+            rows_of_stages = sparse.csr_array(np.concatenate((memory, edges), axis=1))
+            constraints.append(optimize.LinearConstraint(rows_of_stages, -np.inf, most))  # type: ignore[arg-type]
         whole = np.zeros(count)
         whole[: self._offsets[-1]] = 1
         scale = max(float(np.abs(objective).max()), 1e-30)
@@ -201,9 +206,28 @@ def _descend(selection: Selection, budget_bytes: float) -> tuple[int, ...]:
     ends = [
         _descend_from(selection, touching, start, budget_bytes)
         for start in starts
-        if selection.bytes(start).max() <= budget_bytes
+        if _lighten(selection, start, budget_bytes)
     ]
+    if not ends:
+        raise PlacementError(
+            f"no sharding was found that keeps the weights of every stage within {math.floor(budget_bytes)} bytes on a "
+            f"device; allow more memory, or use more devices"
+        )
     return min(ends, key=selection.cost)
+
+
+def _lighten(selection: Selection, chosen: list[int], budget_bytes: float) -> bool:
+    """Changes a choice until it is within the budget, one lighter option at a time; False where that is the end."""
+    used = selection.bytes(chosen)
+    while used.max() > budget_bytes:
+        before = np.maximum(used - budget_bytes, 0).sum()
+        for variable, memory in enumerate(selection.memory):
+            rest = used - memory[:, chosen[variable]]
+            chosen[variable] = int(np.maximum(rest[:, None] + memory - budget_bytes, 0).sum(axis=0).argmin())
+            used = rest + memory[:, chosen[variable]]
+        if np.maximum(used - budget_bytes, 0).sum() >= before:
+            return False
+    return True
 
 
 def _descend_from(

@@ -22,7 +22,7 @@ class Sharded:
         params: for each of the stage's params.
         takes: for each value that it takes.
         gives: for each value that it gives.
-        constraints: for the results of its heavy operations, by the place of the equation.
+        constraints: for the results of its operations, by the place of the equation.
     """
 
     mesh: dict[str, int]
@@ -34,7 +34,7 @@ class Sharded:
 
 def sharded(plan: StagePlan) -> Sharded:
     """The specs of a planned stage."""
-    constraints = {place: tuple(map(partition_spec, plan.steps[place].results)) for place in plan.heavy}
+    constraints = {place: tuple(map(partition_spec, step.results)) for place, step in plan.steps.items()}
     return Sharded(
         mesh=dict(zip(AXES, plan.mesh_shape, strict=False)),
         params=tuple(map(partition_spec, plan.weights)),

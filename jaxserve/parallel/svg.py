@@ -32,7 +32,7 @@ def draw(explanation: Explanation) -> str:
     stages = explanation.stages
     below = [_below(number, stage) for number, stage in enumerate(stages)]
     width = 2 * _MARGIN + len(stages) * _BOX_WIDTH + (len(stages) - 1) * _GAP
-    width = max(width, 2 * _MARGIN + 560)
+    width = max(width, 2 * _MARGIN + 10 * len(_title(explanation)), 2 * _MARGIN + 8 * len(_summary(explanation)))
     height = _TOP + _HIGHEST + _LINE * (max(map(len, below)) + 1) + _MARGIN + _LINE
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
@@ -63,7 +63,7 @@ def draw(explanation: Explanation) -> str:
 def _title(explanation: Explanation) -> str:
     stages = "1 stage" if explanation.inter_op == 1 else f"{explanation.inter_op} stages"
     devices = "1 device" if explanation.intra_op == 1 else f"{explanation.intra_op} devices"
-    return f"{explanation.model}: {stages} of {devices} of kind {explanation.device_kind}"
+    return f"{_cut(explanation.model, 60)}: {stages} of {devices} of kind {explanation.device_kind}"
 
 
 def _summary(explanation: Explanation) -> str:
@@ -90,7 +90,7 @@ def _below(number: int, stage: ExplainedStage) -> list[str]:
         if len(lines) > 4 and len(joined) <= _LONGEST:
             lines[-1] = joined
         else:
-            lines.append(layer if len(layer) <= _LONGEST else f"{layer[: _LONGEST - 1]}…")
+            lines.append(_cut(layer, _LONGEST))
     return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "…"]
 
 
@@ -120,6 +120,10 @@ def _text(
 ) -> str:
     style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="{fill}"'
     return f'<text x="{x:g}" y="{y:g}" {style}>{_text_of(text)}</text>'
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _text_of(text: str) -> str:

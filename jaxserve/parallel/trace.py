@@ -5,7 +5,6 @@ Other loops and branches stay whole; their bodies run as one operation.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from jax.extend import core
 from jaxserve.model import Bucket, Model
 from jaxserve.model.flat import Atom, flatten_program
 from jaxserve.model.modules import Path
-from jaxserve.model.params import Shape
-from jaxserve.model.signature import numpy_dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,49 +67,16 @@ def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 
 def trace(model: Model, bucket: Bucket) -> Graph:
     """The flat program of a model at a bucket."""
-    names = tuple(model.inputs)
-    leaves, structure = jax.tree.flatten(model.abstract_params)
-
-    def flat(leaves: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-        returned = model.apply(structure.unflatten(leaves), dict(zip(names, values, strict=True)))
-        return jax.tree.leaves(returned)
-
-    shapes = [Shape(spec.resolve(bucket.sizes), numpy_dtype(spec.dtype)) for spec in model.inputs.values()]
-    closed = jax.make_jaxpr(flat)(leaves, shapes)
-    program = flatten_program(closed, params=len(leaves))
+    closed = model.trace(bucket)
+    params = len(jax.tree.leaves(model.abstract_params))
+    program = flatten_program(closed, params=params)
     return Graph(
         jaxpr=closed.jaxpr.replace(
             constvars=list(program.constants), eqns=list(program.eqns), outvars=list(program.outputs)
         ),
         paths=tuple(program.paths),
-        params=tuple(closed.jaxpr.invars[: len(leaves)]),
-        inputs=tuple(closed.jaxpr.invars[len(leaves) :]),
+        params=tuple(closed.jaxpr.invars[:params]),
+        inputs=tuple(closed.jaxpr.invars[params:]),
         constants=program.constants,
         batch_size=bucket.batch_size,
     )
-
-
-def flops(eqn: core.JaxprEqn) -> float:
-    """Floating-point operations of an equation, near enough to compare stages.
-
-    One for each number of its results, but 2 mnk for products; a `while` body counts once, of branches the dearest.
-    """
-    name, params = eqn.primitive.name, eqn.params
-    results = float(sum(math.prod(_shape(var)) for var in eqn.outvars))
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return 2.0 * results * math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = _shape(eqn.invars[1])
-        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * results * math.prod(kernel) / outputs
-    inner = [sum(flops(each) for each in getattr(body, "jaxpr", body).eqns) for body in core.jaxprs_in_params(params)]
-    if not inner:
-        return results
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
-
-
-def _shape(atom: Atom) -> tuple[int, ...]:
-    return getattr(atom.aval, "shape", ())

@@ -1,12 +1,10 @@
 """What a program calls to have a model on its devices without an engine, or to measure or estimate it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.parallel import Device, Limits, plan_model
 from jaxserve.parallel import device_kind as described_device
@@ -119,14 +117,9 @@ def estimate(
         ConfigError: no device of this kind is described.
     """
     described = _described(device_kind)
-    limits = _limits(weight_budget_bytes, described.memory_bytes)
+    limits = _limits(weight_budget_bytes)
     rows: list[Profile] = []
     for config in _each(configs):
-        if config.intra_op > described.devices_per_host:
-            raise PlacementError(
-                f"model {model.name!r} as ({config.intra_op}, {config.inter_op}) needs {config.intra_op} devices on one "
-                f"host, but hosts of {described.kind} have {described.devices_per_host}; use more stages of fewer"
-            )
         plan = plan_model(model, config, described, limits=limits)
         rows += [
             Profile(
@@ -148,9 +141,8 @@ def _described(device_kind: Device | str) -> Device:
     return described_device(device_kind) if isinstance(device_kind, str) else device_kind
 
 
-def _limits(weight_budget_bytes: float | None, memory_bytes: float = math.inf) -> Limits:
-    budget = "even" if weight_budget_bytes is None else weight_budget_bytes
-    return Limits(weight_budget_bytes=budget, memory_bytes=memory_bytes)
+def _limits(weight_budget_bytes: float | None) -> Limits:
+    return Limits() if weight_budget_bytes is None else Limits(weight_budget_bytes=weight_budget_bytes)
 
 
 def _each(configs: Configs) -> Sequence[ParallelConfig]:

@@ -42,7 +42,11 @@ def make_mesh(devices: Sequence[Any], axes: dict[str, int]) -> Mesh:
 
 
 class LoweredStage:
-    """A stage on its way to an `Executable`: lowered, not yet compiled."""
+    """A stage on its way to an `Executable`: lowered, not yet compiled.
+
+    Attributes:
+        arguments: shape and sharding of each argument.
+    """
 
     def __init__(self, stage: Stage, sharded: Sharded, layout: Layout, mesh: Mesh) -> None:
         self._stage = stage
@@ -66,6 +70,7 @@ class LoweredStage:
             *((self._replicated,) * len(self._passed)),
             *self._takes,
         )
+        self.arguments = tuple(zip(shapes, shardings, strict=True))
         gives = tuple(NamedSharding(mesh, spec) for spec in sharded.gives)
         self._lowered = jax.jit(self._program, in_shardings=shardings, out_shardings=list(gives)).lower(*shapes)
 
@@ -79,6 +84,11 @@ class LoweredStage:
         values = arguments[slots + len(self._passed) :]
         params = [weights[index] for index in self._stage.params]
         return self._run(*params, *constants, *values)
+
+    @property
+    def text(self) -> str:
+        """The lowered program: the same for stages that compute the same on submeshes of one shape."""
+        return self._lowered.as_text()
 
     def compile(self) -> Executable:
         """Compiles it, or takes it from the compilation cache; any thread may do so."""

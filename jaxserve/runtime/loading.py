@@ -2,9 +2,10 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,8 +26,10 @@ from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.compiled import Executable, LoweredStage, make_mesh
 from jaxserve.runtime.measure import measure_stages
 from jaxserve.runtime.pipeline import Pipeline
+from jaxserve.runtime.slices import measure_slices
 from jaxserve.runtime.weights import STACK_BELOW_BYTES, Layout, Weight, lay_out, load_weights
 
+StageCosts = Literal["measured", "estimated"]
 Progress = Callable[[str, int, int], None]
 
 _USUAL = {"gpu": "A100", "cuda": "A100", "rocm": "A100", "tpu": "TPU v5e"}  # by platform
@@ -41,6 +44,7 @@ def load(
     repeats: int | None = None,
     limits: Limits | None = None,
     device: Device | None = None,
+    stage_costs: StageCosts | None = None,
     stack_below_bytes: int = STACK_BELOW_BYTES,
 ) -> Pipeline:
     """Loads a model onto devices, compiled, warmed up and measured at every bucket.
@@ -53,6 +57,8 @@ def load(
         repeats: runs to measure at each bucket; unless given, as many as a fraction of a second allows.
         limits: what the plan has to keep to: see `Limits`.
         device: what to plan for; unless given, what the devices say they are.
+        stage_costs: what the cuts go by: "measured" on the first stage's devices, or "estimated" by the cost model;
+            unless given, measured on accelerators, and estimated on CPU devices, which share their cores.
         stack_below_bytes: weights smaller than this share arrays.
 
     Raises:
@@ -61,7 +67,15 @@ def load(
     config = config or ParallelConfig()
     report = progress or _no_progress
     stage_devices = _stage_devices(model, config, devices)
-    plan = plan_model(model, config, device or described(stage_devices[0][0]), limits=limits)
+    if stage_costs is None:
+        stage_costs = "estimated" if stage_devices[0][0].platform == "cpu" else "measured"
+    plan = plan_model(
+        model,
+        config,
+        device or described(stage_devices[0][0]),
+        limits=limits,
+        measure=functools.partial(measure_slices, devices=stage_devices[0]) if stage_costs == "measured" else None,
+    )
     if config.intra_op > 1 and any(calls_back(stage.stage.program.jaxpr) for row in plan.stages for stage in row):
         # where a callback raises on one device, the others wait for it, until XLA ends the whole process
         raise PlacementError(

@@ -16,6 +16,7 @@ LIMIT_S = 120.0  # they take a few seconds; a busy machine may take longer, a ha
 PRINTS = {
     "client.py": ["model nearest", "nearest to zero:", "not accepted: input 'query'", "burst:"],
     "embed_in_script.py": ["scores (3, 10)", "served 201 requests", "refused at once:"],
+    "parallelize.py": ["stage 0:", "stage 1:", "all_reduce", "equal: (5, 10)"],
     "serve_function.py": ["unit rows: length [1.0, 1.0]", "nearest points:"],
     "serve_linen.py": ["with probability"],
     "serve_nnx.py": ["9 tokens: scores (1, 9, 5)", "200 tokens: scores (1, 200, 5)", "too long: length is 1000"],
@@ -49,6 +50,7 @@ def test_example(name, tmp_path):
 @pytest.mark.parametrize(
     ("named", "models"),
     [
+        ("examples.parallelize:model", ["blocks"]),
         ("examples.serve_linen:model", ["images"]),
         ("examples.serve_nnx:model", ["tagger"]),
         ("examples.serve_function:models", ["nearest", "scale"]),

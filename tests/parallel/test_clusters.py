@@ -21,7 +21,8 @@ from jaxserve.models.moe import TINY as TINY_MOE
 from jaxserve.models.vit import SMALL as SMALL_VIT
 from jaxserve.parallel.clusters import cluster, cluster_at
 from jaxserve.parallel.inter_op import choose, pareto
-from jaxserve.parallel.trace import flops, trace
+from jaxserve.parallel.trace import trace
+from jaxserve.parallel.work import flops
 
 X = {"x": TensorSpec(("batch", 8), "float32")}
 
@@ -54,8 +55,16 @@ def graph_of(function, params=None, inputs=X):
     def apply(params, inputs):
         return function(*inputs.values()) if params is None else function(params, *inputs.values())
 
-    model = types.SimpleNamespace(inputs=inputs, abstract_params=jax.eval_shape(lambda: params), apply=apply)
-    return trace(model, types.SimpleNamespace(sizes={"batch": 2}, batch_size=2))
+    abstract = jax.eval_shape(lambda: params)
+    leaves, structure = jax.tree.flatten(abstract)
+    shapes = [jax.ShapeDtypeStruct(spec.resolve({"batch": 2}), spec.dtype) for spec in inputs.values()]
+
+    def flat(leaves, values):
+        return jax.tree.leaves(apply(structure.unflatten(leaves), dict(zip(inputs, values, strict=True))))
+
+    program = jax.make_jaxpr(flat)(leaves, shapes)
+    model = types.SimpleNamespace(abstract_params=abstract, trace=lambda bucket: program)
+    return trace(model, types.SimpleNamespace(batch_size=2))
 
 
 def layer_of(path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import io_callback
-from jax.scipy import special
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.parallel import rules
 from jaxserve.parallel.hlo import collectives
-from jaxserve.parallel.rules import NONE, rule
+from jaxserve.parallel.nodes import HEAVY
+from jaxserve.parallel.loops import rule_of as rule
+from jaxserve.parallel.rules import NONE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,13 +151,13 @@ CASES = (
     case("not", lax.bitwise_not, FLAGS),
     case("clz", lax.clz, bits(2, 3)),
     case("population_count", lax.population_count, bits(2, 3)),
-    case("polygamma", special.polygamma, 1.0, positive(2, 3)),
+    case("polygamma", lax.polygamma, positive(2, 3), positive(2, 3)),
     case("regularized_incomplete_beta", lax.betainc, positive(2), positive(2), positive(2) / 4),
     case("add", lambda x: x + 1, (1, 4)),
     case("add", lambda x, y: jnp.add(x, y), (2, 1, 3), (2, 5, 3)),
     case("mul", lambda x, y: jnp.multiply(x, y), (), (6,)),
     case("max", lambda x: jnp.maximum(x, 0), ()),
-    case("clamp", lambda x: jnp.clip(x, -0.5, 0.5), (4, 3)),
+    case("clamp", lambda x: lax.clamp(-0.5, x, 0.5), (4, 3)),
     case("clamp", lax.clamp, (4, 3), (4, 3), (4, 3)),
     case("select_n", lambda x, y: jnp.where(FLAGS, x, y), (2, 3), (2, 3)),
     case("select_n", lambda x, y: lax.select_n(x[0, 0] > 0, x, y), (2, 3), (2, 3)),
@@ -170,7 +172,7 @@ CASES = (
     case("reshape", lambda x: x.reshape(3, 8), (6, 4)),
     case("reshape", lambda x: x.reshape(2, 2, 15), (4, 3, 5)),
     case("reshape", lambda x: x.reshape(-1), (1, 1)),
-    case("expand_dims", lambda x: jnp.expand_dims(x, 1), (4, 3)),
+    case("broadcast_in_dim", lambda x: jnp.expand_dims(x, 1), (4, 3)),
     case("squeeze", lambda x: lax.squeeze(x, (0, 2)), (1, 4, 1, 3)),
     case("transpose", lambda x: x.transpose(2, 0, 1), (2, 3, 4)),
     case("reduce_sum", lambda x: x.sum(1), (4, 6, 1)),
@@ -226,6 +228,10 @@ CASES = (
     case("gather", lambda x, i: x[i, i], (6, 6), ids(4, below=6)),
     case("scatter", lambda x, i, y: x.at[i].set(y), (6, 4), np.array([4, 1], np.int32), (2, 4)),
     case("scatter-add", lambda x, i, y: x.at[:, i].add(y), (4, 6), ids(2, below=6), (4, 2)),
+    case("scan", lambda x, w: lax.scan(lambda c, _: (jnp.tanh(c @ w), c.sum(1)), x, length=3), (4, 6), (6, 6)),
+    case("scan", lambda xs: lax.scan(lambda c, x: (c + x, x * c), xs[0], xs), (3, 4, 6)),
+    case("while", lambda x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 2), (0, x)), (4, 6)),
+    case("cond", lambda x, y: lax.cond(y[0] > 0, jnp.sin, lambda x: jnp.cumsum(x, 1), x), (4, 6), (1,)),
     case("ragged_dot_general", lax.ragged_dot, (6, 4), (3, 4, 2), np.array([1, 3, 2], np.int32)),
 )
 
@@ -278,38 +284,85 @@ def ways(its):
                     yield factor, count
 
 
+def check(eqn, operands, factors, shape):
+    """Splits an equation by these factors, one for each axis of a mesh, and compares results and collectives."""
+    its = rule(eqn)
+    axes = ("x", "y")[: len(shape)]
+    mesh = Mesh(np.array(jax.devices()[: math.prod(shape)]).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
+
+    def sharding(dims):
+        split = [tuple(axis for axis, factor in zip(axes, factors, strict=True) if factor == each) for each in dims]
+        return NamedSharding(mesh, PartitionSpec(*(each or None for each in split)))
+
+    shardings = tuple(map(sharding, its.operands))
+    jitted = jax.jit(bound(eqn), in_shardings=shardings, out_shardings=list(map(sharding, its.results)))
+    compiled = jitted.lower(*operands).compile()
+    found = compiled(*map(jax.device_put, operands, shardings))
+    for one, other in zip(found, bound(eqn)(*operands), strict=True):
+        np.testing.assert_allclose(np.asarray(one, np.complex64), np.asarray(other, np.complex64), rtol=1e-5, atol=1e-5)
+    # Functions by iteration stop when all devices are done: one flag, in their loop.
+    kinds = {each.kind for each in collectives(compiled.as_text()) if not (each.in_loop and each.nbytes == 1)}
+    expected = {"all_reduce"} if its.summed & set(factors) else set()
+    assert kinds == expected, f"factors {factors} of {its} over {shape}"
+
+
 @pytest.mark.parametrize("given", CASES, ids=lambda given: given.primitive)
 def test_xla_splits_an_operation_by_its_rule(given):
     eqn, operands = equation(given)
     its = rule(eqn)
     assert its.known
-    expected = bound(eqn)(*operands)
     for factor, count in ways(its):
-        mesh = Mesh(np.array(jax.devices()[:count]), "x", axis_types=(AxisType.Auto,))
+        check(eqn, operands, (factor,), (count,))
 
-        def sharding(dims, factor=factor, mesh=mesh):
-            return NamedSharding(mesh, PartitionSpec(*("x" if each == factor else None for each in dims)))
 
-        compiled = (
-            jax.jit(
-                bound(eqn),
-                in_shardings=tuple(map(sharding, its.operands)),
-                out_shardings=list(map(sharding, its.results)),
-            )
-            .lower(*operands)
-            .compile()
-        )
-        placed = [jax.device_put(each, sharding(dims)) for each, dims in zip(operands, its.operands, strict=True)]
-        found = compiled(*placed)
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(
-                np.asarray(one, np.complex64), np.asarray(other, np.complex64), rtol=1e-5, atol=1e-5
-            )
-        # Functions by iteration stop when all devices are done: one flag, in their loop.
-        kinds = {each.kind for each in collectives(compiled.as_text()) if not (each.in_loop and each.nbytes == 1)}
-        assert kinds == ({"all_reduce"} if factor in its.summed else set()), f"factor {factor} of {its} in {count}"
+@pytest.mark.parametrize(
+    "given",
+    [each for each in CASES if each.primitive in HEAVY and not isinstance(each.arguments[0], np.ndarray)],
+    ids=lambda given: given.primitive,
+)
+def test_xla_splits_a_heavy_operation_by_two_factors(given):
+    eqn, operands = equation(given)
+    its = rule(eqn)
+    even = [factor for factor, size in enumerate(its.sizes) if factor not in its.whole and size > 0 and size % 2 == 0]
+    for pair in itertools.combinations(even, 2):
+        check(eqn, operands, pair, (2, 2))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        case("cholesky", lambda x: lax.linalg.cholesky(x @ x.T), (4, 4)),
+        case("while", lambda x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x), (4, 6)),
+        case("cond", lambda x, y: lax.cond(y[0] > 0, lambda x: x.T @ x, lambda x: x[:6] * 2, x), (8, 6), (1,)),
+    ],
+    ids=lambda given: given.primitive,
+)
+def test_what_has_no_rule_is_kept_whole(given):
+    eqn, _ = equation(given)
+    its = rule(eqn)
+    assert not its.known
+    assert its.whole == set(range(len(its.sizes)))
+    atoms = (*eqn.invars, *eqn.outvars)
+    assert [len(dims) for dims in (*its.operands, *its.results)] == [len(atom.aval.shape) for atom in atoms]
+
+
+def test_what_has_an_effect_is_kept_whole():
+    def function(x):
+        io_callback(print, None, x, ordered=True)
+        return x
+
+    eqn, _ = equation(case("io_callback", function, (4,)))
+    assert eqn.effects
+    assert not rule(eqn).known
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_empty_arrays_have_rules(shape):
+    eqn, _ = equation(case("reshape", lambda x: x.reshape(-1), shape))
+    assert rule(eqn).results == ((NONE,),)
 
 
 def test_every_rule_has_a_case():
     # `add_any` is made by differentiation alone.
-    assert {given.primitive for given in CASES} | {"add_any"} == rules.ELEMENTWISE | set(rules._MAKERS)
+    loops = {"cond", "scan", "while"}
+    assert {given.primitive for given in CASES} | {"add_any"} == rules.ELEMENTWISE | set(rules._MAKERS) | loops
