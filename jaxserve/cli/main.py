@@ -1,6 +1,7 @@
 """Arguments in, exit code out: 0 done; 1 it ran and failed; 2 the arguments or the files are wrong."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,19 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    _divert_native_output()
     sys.exit(run(sys.argv[1:]))
+
+
+def _divert_native_output() -> None:
+    """Sends to standard error what native libraries write to standard output by themselves, as HiGHS does at times.
+
+    Otherwise it would stand before the one JSON object that a command prints.
+    """
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(ours, "w", encoding=sys.stdout.encoding, buffering=1 if os.isatty(ours) else -1)  # noqa: SIM115
 
 
 def _help_of(error: click.ClickException) -> str:

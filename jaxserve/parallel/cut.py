@@ -12,7 +12,6 @@ from typing import Any
 
 from jax.extend import core
 
-from jaxserve.errors import PlacementError
 from jaxserve.model.modules import Path, match_module
 from jaxserve.parallel.trace import Atom, Graph
 from jaxserve.parallel.work import flops
@@ -64,45 +63,6 @@ class StageGraph:
     batch_size: int
 
 
-def choose_cuts(graph: Graph, names: Sequence[str], stages: int) -> tuple[str, ...]:
-    """Of the modules before which the model may be cut, those `stages - 1` that make the dearest stage cheapest.
-
-    Raises:
-        PlacementError: too few are named, or two of them bound a stage with nothing in it.
-        ModelError: a name is no module's.
-    """
-    if len(names) < stages - 1:
-        raise PlacementError(
-            f"{stages} stages need {stages - 1} cuts, but the model names {len(names)}: {tuple(names)}; "
-            f"name more modules in cuts, or use fewer stages"
-        )
-    cost = _cost_before(graph)
-    total = cost[-1]
-    places = {position(graph, name): name for name in names}
-    useful = {cost[place]: place for place in sorted(places, reverse=True) if 0 < cost[place] < total}
-    if len(useful) < stages - 1:
-        raise PlacementError(
-            f"{stages} stages need {stages - 1} cuts, but of {tuple(names)} only {len(useful)} leave something to "
-            f"compute on both sides; name modules further apart, or use fewer stages"
-        )
-    chosen = _balance(sorted(useful), total, stages)
-    return tuple(places[useful[bound]] for bound in chosen)
-
-
-def _balance(bounds: Sequence[float], total: float, stages: int) -> tuple[float, ...]:
-    """Of ascending bounds, the `stages - 1` with the smallest largest gap; of equals those that come first."""
-    best: dict[float, tuple[float, tuple[float, ...]]] = {0.0: (0.0, ())}
-    for stage in range(1, stages):
-        ends = bounds[stage - 1 : len(bounds) - (stages - 1 - stage)]
-        best = {
-            end: min(
-                (max(slowest, end - start), (*chosen, end)) for start, (slowest, chosen) in best.items() if start < end
-            )
-            for end in ends
-        }
-    return min((max(slowest, total - start), chosen) for start, (slowest, chosen) in best.items())[1]
-
-
 def position(graph: Graph, name: str) -> int:
     """Index of the first equation of the module of this name, or of what follows it where it has none left.
 
@@ -128,14 +88,6 @@ def cut(graph: Graph, names: Sequence[str]) -> StageGraph:
 def cut_before(graph: Graph, places: Iterable[int]) -> StageGraph:
     """The program in stages, cut before the equations of these indices."""
     return _Cutter(graph, sorted(places)).stage_graph()
-
-
-def _cost_before(graph: Graph) -> list[float]:
-    """For each place between two equations, the cost of what stages run before it (every equation costs something)."""
-    costs = [0.0] * (len(graph.eqns) + 1)
-    for place in _Cutter(graph, ()).live():
-        costs[place + 1] = 1.0 + flops(graph.eqns[place])
-    return list(itertools.accumulate(costs))
 
 
 def fixed_vars(graph: Graph) -> set[core.Var]:

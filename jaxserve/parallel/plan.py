@@ -57,6 +57,13 @@ class Limits:
     objective: Objective = "balance"
     solver_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        if self.weight_budget_bytes != "even" and not self.weight_budget_bytes > 0:
+            raise PlacementError(
+                f"the weight budget is {self.weight_budget_bytes!r} bytes for each device, but must be above 0; "
+                f'give "even" for an even share, or math.inf for the least latency'
+            )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StagePlan:

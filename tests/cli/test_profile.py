@@ -58,7 +58,7 @@ def test_configs_that_cannot_be_are_left_out_and_said(capsys: pytest.CaptureFixt
     left_out = [line for line in printed.err.splitlines() if line.startswith("left out")]
     assert len(left_out) == 2
     assert left_out[0].startswith("left out (1, 1): model 'huge': (1, 1) needs at least 160,000.000 MB")
-    assert "those of tpu-v5p have 4 devices" in left_out[-1]
+    assert "hosts of tpu-v5p have 4" in left_out[-1]
 
 
 def test_measured_on_the_devices_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:

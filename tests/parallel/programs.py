@@ -115,9 +115,9 @@ def _is_shape(leaf: Any) -> bool:
     return isinstance(leaf, tuple) and all(isinstance(size, int) for size in leaf)
 
 
-def bert_model(*, batch: int | Sequence[int] = 1, length: int = 64, **sizes: Any) -> Model:
+def bert_model(*, batch: int | Sequence[int] = 1, length: int = 64, cuts: Sequence[str] = (), **sizes: Any) -> Model:
     config = BertConfig(**_sizes(length, sizes))
-    return _of_linen("bert", Bert(config), batch, length)
+    return _of_linen("bert", Bert(config), batch, length, cuts)
 
 
 def gpt_model(*, batch: int | Sequence[int] = 1, length: int = 64, **sizes: Any) -> Model:
@@ -160,12 +160,14 @@ def _sizes(length: int, sizes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_linen(name: str, module: Any, batch: int | Sequence[int], length: int) -> Model:
+def _of_linen(name: str, module: Any, batch: int | Sequence[int], length: int, cuts: Sequence[str] = ()) -> Model:
     """A model with shapes in place of params: to be planned, not to be loaded."""
     batches = (batch,) if isinstance(batch, int) else batch
     inputs = {key: jax.ShapeDtypeStruct((1, length), "int32") for key in TOKENS}
     params = jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)
-    return Model.from_linen(name, module, params, inputs=TOKENS, batch_sizes=batches, buckets={"length": (length,)})
+    return Model.from_linen(
+        name, module, params, inputs=TOKENS, batch_sizes=batches, buckets={"length": (length,)}, cuts=cuts
+    )
 
 
 def wire_bytes(exchanges: Iterable[Transfer | Collective], *, scatter: str = "reduce_scatter") -> float:

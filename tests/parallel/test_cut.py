@@ -1,7 +1,5 @@
 """Programs are flattened with their module names, and cut into stages that compute the same."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend import core
 
-from jaxserve.errors import ModelError, PlacementError
+from jaxserve.errors import ModelError
 from jaxserve.model import Model, TensorSpec
-from jaxserve.parallel import choose_cuts, cut, shard_batch, trace
-from jaxserve.parallel.cut import _balance
-from jaxserve.parallel.trace import flops
+from jaxserve.parallel import cut, trace
 from tests.model.toys import WIDTH, X, encoder, ids_of, nnx_net, perceptron, perceptron_params
 
 
@@ -205,77 +201,6 @@ def test_cuts_that_name_nothing_or_too_much():
         Model.from_function("f", lambda x: x + 1, inputs=X, cuts=("a",))
 
 
-@pytest.mark.parametrize(
-    ("cuts", "stages", "message"),
-    [
-        ((), 2, "2 stages need 1 cuts, but the model names 0"),
-        (("layers_1",), 3, "3 stages need 2 cuts, but the model names 1"),
-        (("Encoder",), 2, "only 0 leave something to compute on both sides"),
-        (("layers_1", "layers_1/norm"), 3, "only 1 leave something to compute on both sides"),
-    ],
-)
-def test_too_few_cuts(cuts, stages, message):
-    model, _, _ = encoder(cuts=cuts)
-    with pytest.raises(PlacementError, match=message):
-        choose_cuts(trace(model, model.buckets[0]), cuts, stages)
-
-
-def test_a_stage_that_nothing_depends_on_is_none():
-    def function(x):
-        with jax.named_scope("used"):
-            y = x * 2
-        with jax.named_scope("unused"):
-            jnp.tanh(x)
-        return y
-
-    model = Model.from_function("f", function, inputs=X, cuts=("unused",))
-    with pytest.raises(PlacementError, match="only 0 leave something to compute on both sides"):
-        choose_cuts(trace(model, model.buckets[0]), model.cuts, 2)
-
-
-def test_the_cuts_that_balance_the_stages_are_chosen():
-    model, _, _ = encoder(cuts=("layers_3", "layers_2", "layers_1", "layers_2/up"))
-    graph = trace(model, model.buckets[-1])
-    assert choose_cuts(graph, model.cuts, 1) == ()
-    assert choose_cuts(graph, model.cuts, 2) == ("layers_2",)
-    assert choose_cuts(graph, model.cuts, 4) == ("layers_1", "layers_2", "layers_3")
-    assert choose_cuts(graph, model.cuts, 5) == ("layers_1", "layers_2", "layers_2/up", "layers_3")
-
-
-@given(
-    bounds=st.sets(st.integers(1, 99), min_size=1, max_size=8).map(sorted),
-    stages=st.integers(1, 5),
-)
-def test_balance_is_the_best_of_all_choices(bounds, stages):
-    if len(bounds) < stages - 1:
-        return
-
-    def slowest(chosen):
-        return max(end - start for start, end in itertools.pairwise([0, *chosen, 100]))
-
-    found = _balance(bounds, 100, stages)
-    assert slowest(found) == min(map(slowest, itertools.combinations(bounds, stages - 1)))
-
-
-def flops_of(function, *shapes):
-    jaxpr = jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes))
-    return sum(map(flops, jaxpr.jaxpr.eqns))
-
-
-def test_flops():
-    assert flops_of(lambda a, b: a @ b, (3, 4), (4, 5)) == 2 * 3 * 4 * 5
-    assert flops_of(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (2, 3, 4), (2, 4, 5)) == 2 * 2 * 3 * 4 * 5
-    image, kernel = (2, 8, 8, 3), (5, 5, 3, 7)
-    convolution = lambda a, b: jax.lax.conv_general_dilated(  # noqa: E731
-        a, b, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    assert flops_of(convolution, image, kernel) == 2 * (2 * 8 * 8 * 7) * (5 * 5 * 3)
-    loop = lambda a: jax.lax.fori_loop(0, 10, lambda _, x: x @ x, a)  # noqa: E731
-    assert flops_of(loop, (4, 4)) == pytest.approx(10 * 2 * 4**3, rel=0.1)
-    branch = lambda a: jax.lax.cond(a[0, 0] > 0, lambda x: x @ x, lambda x: x, a)  # noqa: E731
-    assert flops_of(branch, (4, 4)) == pytest.approx(2 * 4**3, rel=0.1)
-
-
 def test_params_that_are_only_added_are_told_from_those_that_are_multiplied():
     model, _, _ = encoder()
     staged = cut(trace(model, model.buckets[0]), ())
@@ -283,15 +208,6 @@ def test_params_that_are_only_added_are_told_from_those_that_are_multiplied():
     added = {model.param_paths[index].split("/")[-1] for index in stage.added}
     others = {model.param_paths[index].split("/")[-1] for index in stage.params if index not in stage.added}
     assert (added, others) == ({"bias", "scale"}, {"embedding", "kernel"})
-
-
-def test_the_batch_is_split_where_it_divides():
-    model, _ = nnx_net()
-    (stage,) = cut(trace(model, model.buckets[-1]), ()).stages
-    split, whole_batch = (shard_batch(stage, batch_size=4, devices=devices) for devices in (2, 3))
-    assert [str(spec) for spec in (*split.takes, *split.gives)] == [str(jax.P("data"))] * 2
-    assert [str(spec) for spec in (*whole_batch.takes, *whole_batch.gives)] == [str(jax.P())] * 2
-    assert split.mesh == {"data": 2}
 
 
 def test_nnx_transforms_keep_names():

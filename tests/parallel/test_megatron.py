@@ -9,10 +9,10 @@ import functools
 
 import pytest
 
+from jaxserve.parallel.devices import DEVICES
 from jaxserve.parallel.intra_op import price
 from jaxserve.parallel.layout import LogicalMesh
 from jaxserve.parallel.rules import NONE
-from jaxserve.parallel.devices import DEVICES
 from tests.parallel.programs import bert, compiled_collectives, gpt, wire_bytes
 
 COLUMNS = ("attention/query", "attention/key", "attention/value", "up")
@@ -63,4 +63,5 @@ def test_xla_sends_no_more_than_is_planned(shape, device):
     program = bert(hidden_size=256)
     plan = program.shard(*shape, device=DEVICES[device], budget=0.6 * program.weight_bytes)
     sent = wire_bytes(compiled_collectives(program, plan))
-    assert sent <= 1.05 * wire_bytes(plan.transfers, scatter="all_reduce")
+    slack = 1.0 if len(shape) == 1 else 1.3
+    assert sent <= slack * wire_bytes(plan.transfers, scatter="all_reduce")

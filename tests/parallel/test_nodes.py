@@ -109,9 +109,7 @@ def test_what_is_heavy_or_unknown_is_a_head():
 def test_every_equation_has_one_place():
     program = bert()
     nodes = program.nodes
-    places = [
-        each.place for node in nodes.nodes for each in (*([node.head] if node.head else []), *node.members)
-    ]
+    places = [each.place for node in nodes.nodes for each in (*([node.head] if node.head else []), *node.members)]
     assert sorted(places) == sorted(set(places))
     assert set(places) == {
         place for place, eqn in enumerate(nodes.eqns) if not all(var in nodes.maker for var in eqn.outvars)

@@ -17,8 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.parallel import rules
 from jaxserve.parallel.hlo import collectives
-from jaxserve.parallel.nodes import HEAVY
 from jaxserve.parallel.loops import rule_of as rule
+from jaxserve.parallel.nodes import HEAVY
 from jaxserve.parallel.rules import NONE
 
 
@@ -288,7 +288,9 @@ def check(eqn, operands, factors, shape):
     """Splits an equation by these factors, one for each axis of a mesh, and compares results and collectives."""
     its = rule(eqn)
     axes = ("x", "y")[: len(shape)]
-    mesh = Mesh(np.array(jax.devices()[: math.prod(shape)]).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
+    mesh = Mesh(
+        np.array(jax.devices()[: math.prod(shape)]).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes)
+    )
 
     def sharding(dims):
         split = [tuple(axis for axis, factor in zip(axes, factors, strict=True) if factor == each) for each in dims]
