@@ -18,10 +18,11 @@ from jaxserve.cli.show import Telling, print_json, print_table, table_of
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError
 from jaxserve.model import Bucket, Model
-from jaxserve.parallel import Device, Limits, device_kind, plan_model
+from jaxserve.parallel import Device, Limits, Objective, device_kind, plan_model
 from jaxserve.parallel.check import Comparison
 from jaxserve.parallel.explain import ExplainedStage, Explanation, HeavyOperation, explain
 from jaxserve.parallel.names import REPLICATED
+from jaxserve.parallel.plan import SOLVER_S
 from jaxserve.parallel.svg import draw
 from jaxserve.plans import ParallelConfig, write_bytes
 from jaxserve.runtime import enable_compilation_cache
@@ -39,6 +40,14 @@ _SHORT = {"conv_general_dilated": "conv", "dot_general": "dot", "ragged_dot_gene
     "--device-kind", metavar="KIND", help="What the devices are, such as H100; those that jax has by default."
 )
 @click.option("--weight-budget-gb", type=float, metavar="X", help="Weights that a device may hold, in 10^9 bytes.")
+@click.option(
+    "--objective",
+    type=click.Choice(["balance", "latency", "memory"]),
+    default="balance",
+    show_default=True,
+    help="Of the cuts.",
+)
+@click.option("--solver-s", default=SOLVER_S, show_default=True, metavar="X", help="Seconds for each solver.")
 @click.option("--batch-size", type=int, metavar="N", help="Which bucket to explain; the largest by default.")
 @click.option("--length", type=int, metavar="N", help="Which bucket to explain; the longest by default.")
 @click.option("--model", "name", metavar="NAME", help="Which model, where MODULE:ATTRIBUTE holds several.")
@@ -52,6 +61,8 @@ def command(
     inter_op: int,
     device_kind: str | None,
     weight_budget_gb: float | None,
+    objective: Objective,
+    solver_s: float,
     batch_size: int | None,
     length: int | None,
     name: str | None,
@@ -76,12 +87,13 @@ def command(
             f"--check compiles for {config.devices} devices, but there are {len(jax.devices())}; "
             f"try --cpu-devices {config.devices}"
         )
+    limits = Limits(weight_budget_bytes="even" if budget is None else budget, objective=objective, solver_s=solver_s)
     device = kind_or_attached(device_kind)
     model = _one(load_models(models), name)
     bucket = _bucket(model, batch_size, length)
     compared: tuple[Comparison, ...] = ()
     with Telling("planning") as tell:
-        plan = plan_model(model, config, device, limits=None if budget is None else Limits(weight_budget_bytes=budget))
+        plan = plan_model(model, config, device, limits=limits)
         explanation = explain(plan, model, bucket)
         if checked:
             tell("compiling, to compare")

@@ -3,6 +3,7 @@
 from jaxserve.parallel.cut import Stage, StageGraph, cut
 from jaxserve.parallel.devices import Device, device_kind
 from jaxserve.parallel.hoist import Derived, hoist
+from jaxserve.parallel.inter_op import Objective
 from jaxserve.parallel.lowering import constrained
 from jaxserve.parallel.plan import Limits, Plan, StagePlan, plan_model
 from jaxserve.parallel.shard import Sharded, sharded
@@ -14,6 +15,7 @@ __all__ = [
     "Device",
     "Graph",
     "Limits",
+    "Objective",
     "Plan",
     "Sharded",
     "Solutions",

@@ -38,6 +38,9 @@ from jaxserve.plans import ParallelConfig
 # A weight budget that nobody gave is this much above an even share of what heavy operations read.
 EVEN_SLACK = 1.1
 
+SOLVER_S = 10.0
+"""Seconds after which a solver stops where nobody says when."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -55,7 +58,7 @@ class Limits:
     weight_budget_bytes: float | Literal["even"] = "even"
     memory_bytes: float | None = None
     objective: Objective = "balance"
-    solver_s: float = 10.0
+    solver_s: float = SOLVER_S
 
     def __post_init__(self) -> None:
         if self.weight_budget_bytes != "even" and not self.weight_budget_bytes > 0:

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 
 from jaxserve.model import Model
-from jaxserve.parallel import Device, Limits, plan_model
+from jaxserve.parallel import Device, Limits, Objective, plan_model
 from jaxserve.parallel import device_kind as described_device
 from jaxserve.parallel.activations import peak_bytes
+from jaxserve.parallel.plan import SOLVER_S
 from jaxserve.plans import ParallelConfig, Profile
-from jaxserve.runtime.loading import Progress, load
+from jaxserve.runtime.loading import Progress, StageCosts, load
 from jaxserve.runtime.pipeline import Pipeline
 
 Configs = ParallelConfig | Sequence[ParallelConfig] | None
@@ -24,6 +25,9 @@ def parallelize(
     progress: Progress | None = None,
     weight_budget_bytes: float | None = None,
     device_kind: Device | str | None = None,
+    objective: Objective = "balance",
+    solver_s: float = SOLVER_S,
+    stage_costs: StageCosts | None = None,
 ) -> Pipeline:
     """The model on its devices: call the result with a dict of inputs, and it returns what the module returns.
 
@@ -40,6 +44,12 @@ def parallelize(
             for the least latency whatever it takes.
         device_kind: what to plan for, such as "H100", or a description of it; unless given, what the devices say that
             they are.
+        objective: of the cuts: "latency" for the fastest slowest stage, "memory" for the lightest heaviest one,
+            "balance" for the lightest within 5 % of the fastest.
+        solver_s: after this many seconds each solver stops with the best that it has found; `pipeline.plan.statuses`
+            says so.
+        stage_costs: what the cuts go by: "measured" on the first stage's devices, or "estimated" by the cost model;
+            unless given, measured on accelerators, and estimated on CPU devices, which share their cores.
 
     Raises:
         PlacementError: the devices do not fit the config, the weights do not fit the devices or the budget, or the
@@ -51,8 +61,9 @@ def parallelize(
         config,
         devices,
         progress=progress,
-        limits=_limits(weight_budget_bytes),
+        limits=_limits(weight_budget_bytes, objective, solver_s),
         device=None if device_kind is None else _described(device_kind),
+        stage_costs=stage_costs,
     )
 
 
@@ -141,8 +152,9 @@ def _described(device_kind: Device | str) -> Device:
     return described_device(device_kind) if isinstance(device_kind, str) else device_kind
 
 
-def _limits(weight_budget_bytes: float | None) -> Limits:
-    return Limits() if weight_budget_bytes is None else Limits(weight_budget_bytes=weight_budget_bytes)
+def _limits(weight_budget_bytes: float | None, objective: Objective = "balance", solver_s: float = SOLVER_S) -> Limits:
+    budget = "even" if weight_budget_bytes is None else weight_budget_bytes
+    return Limits(weight_budget_bytes=budget, objective=objective, solver_s=solver_s)
 
 
 def _each(configs: Configs) -> Sequence[ParallelConfig]:

@@ -1,5 +1,7 @@
 """Programs become nodes: heavy operations with what follows them, and layers that repeat are one decision."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -54,7 +56,7 @@ def test_equal_layers_may_alternate():
     """Column and row splits take turns, so a class for all would be wrong."""
     classes = mlp(16).nodes.classes
     layers = classes[1:]
-    assert all(one != other for one, other in zip(layers, layers[1:], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(layers))
     assert len(set(layers)) < len(layers) / 2
     assert len(set(mlp(64).nodes.classes)) == len(set(classes))
 
@@ -66,7 +68,7 @@ def test_layers_of_different_sizes_are_not_tied():
         return x
 
     sizes = (8, 16, 24, 32, 40, 48, 56, 64)
-    nodes = of_function(function, list(zip(sizes, sizes[1:], strict=False)), x=(8,)).nodes
+    nodes = of_function(function, list(itertools.pairwise(sizes)), x=(8,)).nodes
     assert len(set(nodes.classes)) == len(nodes.nodes)
 
 

@@ -1,6 +1,7 @@
 """Both passes together: stages are even, agree on what passes between them, and share their weights over buckets."""
 
 import dataclasses
+import itertools
 import statistics
 
 import jax
@@ -83,7 +84,7 @@ def test_stages_agree(make, intra_op, inter_op):
             assert stage.seconds > 0
             sizes = {weight: nbytes(var) for weight, var in zip(stage.stage.params, jaxpr.invars, strict=False)}
             assert stage.weight_bytes == pytest.approx(
-                sum(sizes[weight] / mesh.shards(spec) for weight, spec in zip(stage.stage.params, stage.weights))
+                sum(sizes[weight] / mesh.shards(spec) for weight, spec in zip(stage.stage.params, stage.weights, strict=False))
             )
 
 
@@ -178,13 +179,13 @@ def test_a_budget_of_bytes_is_kept():
 def test_twice_the_devices_take_half_the_memory():
     model = bert_model(layers=2, hidden_size=256, length=32, vocabulary=512)
     memory = [planned(model, devices, 1).stages[0][0].weight_bytes for devices in (1, 2, 4, 8)]
-    for more, less in zip(memory, memory[1:], strict=False):
+    for more, less in itertools.pairwise(memory):
         assert less <= 0.6 * more
 
 
 @pytest.mark.parametrize("make", [bert_model, moe_model])
 def test_plans_do_not_depend_on_chance(make):
-    first, second = (planned(make(layers=4, batch=(1, 4), **TINY), 4, 2) for _ in range(2))
+    first, second = (planned(make(layers=4, batch=(1, 4), **TINY), 2, 2) for _ in range(2))
     assert first.cutting == second.cutting
     assert first.statuses == second.statuses
     for one, other in zip(sum(first.stages, ()), sum(second.stages, ()), strict=True):
