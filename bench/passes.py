@@ -28,10 +28,19 @@ from jaxserve import Model, ParallelConfig, TensorSpec, models
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.models import planning_model
 from jaxserve.models.bert import PLANNED, Bert
-from jaxserve.parallel import Device, Limits, Plan, device_kind, plan_model
+from jaxserve.parallel import Device, Limits, Plan, cut, device_kind, hoist, plan_model, trace
+from jaxserve.parallel.clusters import cluster
+from jaxserve.parallel.collectives import collective_s
+from jaxserve.parallel.cut import fixed_vars
+from jaxserve.parallel.inter_op import pareto
+from jaxserve.parallel.intra_op import shard
+from jaxserve.parallel.layout import LogicalMesh
+from jaxserve.parallel.nodes import divide, nbytes
 from jaxserve.runtime import load
+from jaxserve.runtime.weights import STACK_BELOW_BYTES
 
 CONFIGS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1), (1, 8), (2, 4), (4, 2), (8, 1))
+MESHES = ((2,), (4,), (2, 2), (8,), (2, 4))
 LAYERS = 48
 TOKENS = {
     "input_ids": TensorSpec(("batch", "length"), "int32"),
@@ -82,6 +91,56 @@ def print_row(entry: dict[str, Any]) -> None:
     )
 
 
+def phases(name: str, model: Model, device: Device) -> dict[str, Any]:
+    """Processor seconds of each step on the way to a plan: the first pass on each mesh, the second for 8 stages."""
+    clock = [time.process_time()]
+
+    def lap_s() -> float:
+        clock.append(time.process_time())
+        return clock[-1] - clock[-2]
+
+    traced, trace_s = trace(model, model.buckets[-1]), lap_s()
+    (graph,), hoist_s = hoist([traced])[0], lap_s()
+    (stage,) = cut(graph, ()).stages
+    jaxpr, weights = stage.program.jaxpr, len(stage.params)
+    constants = jaxpr.invars[weights : weights + len(stage.constants)]
+    nodes, nodes_s = divide(jaxpr, weights=jaxpr.invars[:weights], constants=constants), lap_s()
+    shard_s: dict[str, float] = {}
+    sharding = None
+    for shape in MESHES:
+        mesh = LogicalMesh(shape=shape, device=device)
+        budget = 1.1 * sum(map(nbytes, nodes.weights)) / mesh.size
+        sharding = shard(nodes, mesh, gives=jaxpr.outvars, budget_bytes=budget, soft=True)
+        shard_s["x".join(map(str, shape))] = lap_s()
+    assert sharding is not None
+    seconds_of = {id(jaxpr.eqns[step.place]): step.seconds for step in sharding.steps}
+    seconds = [seconds_of.get(id(eqn), 0.0) for eqn in graph.eqns]
+    clusters, cluster_s = cluster(graph, seconds, fixed=fixed_vars(graph), at_least=24), lap_s()
+    transfer_s = [collective_s(device, "collective_permute", size, 2) for size in clusters.live_bytes]
+    pareto(clusters, stages=8, transfer_s=transfer_s)
+    return {
+        "model": name,
+        "equations": len(graph.eqns),
+        "classes": len(set(nodes.classes)),
+        "trace_s": trace_s,
+        "hoist_s": hoist_s,
+        "nodes_s": nodes_s,
+        "intra_op_s": shard_s,
+        "cluster_s": cluster_s,
+        "inter_op_s": lap_s(),
+    }
+
+
+def print_phases(entry: dict[str, Any]) -> None:
+    """Prints them."""
+    steps = " ".join(f"{entry[step]:7.2f}" for step in ("trace_s", "hoist_s", "nodes_s"))
+    shards = " ".join(f"{seconds:6.2f}" for seconds in entry["intra_op_s"].values())
+    print(
+        f"{entry['model']:10} {entry['equations']:6} {entry['classes']:8} {steps} {shards} "
+        f"{entry['cluster_s']:8.2f} {entry['inter_op_s']:8.2f}"
+    )
+
+
 def deep_transformer() -> tuple[nn.Module, Any]:
     """A BERT of 48 layers and the shapes of its params."""
     module = Bert(dataclasses.replace(PLANNED["bert-1.3b"], layers=LAYERS))
@@ -105,23 +164,30 @@ def all_configs(model: Model, device: Device) -> float:
     return sum(planned(model, ParallelConfig(*config), device)[1] for config in CONFIGS)
 
 
-def many_params(layers: int) -> Callable[..., Any]:
-    """A function of many weights and next to no work."""
+def many_params(weights: int) -> Callable[..., Any]:
+    """A function of many weights that XLA makes one kernel of."""
 
     def function(params: Any, x: Any) -> Any:
-        for layer in range(layers):
-            x = jnp.tanh(x @ params[f"w{layer}"])
+        for place in range(weights):
+            x = x + params[f"w{place}"]
         return x
 
     return function
 
 
-def dispatch_us(devices: int, layers: int, repeats: int = 200) -> float:
-    """Microseconds of a call of one stage with this many weights of 16 x 16, median."""
-    params = {f"w{layer}": np.eye(16, dtype=np.float32) for layer in range(layers)}
+def dispatch_us(devices: int, weights: int, stack_below_bytes: int, repeats: int = 300) -> float:
+    """Microseconds of a call of one stage with this many vectors as weights and no collectives, median."""
+    params = {f"w{place}": np.zeros(16, np.float32) for place in range(weights)}
     spec = {"x": TensorSpec(("batch", 16), "float32")}
-    model = Model.from_function("many", many_params(layers), params, inputs=spec, batch_sizes=(devices,))
-    pipeline = load(model, ParallelConfig(devices, 1), jax.devices()[:devices], repeats=1)
+    model = Model.from_function("many", many_params(weights), params, inputs=spec, batch_sizes=(devices,))
+    pipeline = load(
+        model,
+        ParallelConfig(devices, 1),
+        jax.devices()[:devices],
+        repeats=1,
+        limits=Limits(weight_budget_bytes=math.inf),
+        stack_below_bytes=stack_below_bytes,
+    )
     values = pipeline.put(0, {"x": np.ones((devices, 16), np.float32)})
     took: list[float] = []
     for _ in range(repeats):
@@ -144,11 +210,22 @@ def main() -> None:
     os.environ["JAXSERVE_PLANS"] = "off"  # every plan is solved anew
     device = device_kind(arguments.device_kind)
 
-    print(f"plans for {device.kind}; processor seconds from the model, MB of each device by collective")
-    print(f"{'model':10} {'config':7} {'mesh':4} {'plan s':>7} {'ms':>9} {'slowest':>8} {'heaviest':>8}  MB sent")
-    rows: list[dict[str, Any]] = []
     zoo = {name: getattr(models, name)() for name in ("bert", "gpt", "moe", "vit", "resnet")}
     planning = {name: planning_model(name) for name in arguments.models}
+    print("processor seconds of each step; of the first pass by mesh, of the second for 8 stages")
+    meshes = " ".join(f"{'x'.join(map(str, shape)):>6}" for shape in MESHES)
+    print(
+        f"{'model':10} {'eqns':>6} {'classes':>8} {'trace':>7} {'hoist':>7} {'nodes':>7} {meshes} "
+        f"{'clusters':>8} {'inter-op':>8}"
+    )
+    steps: list[dict[str, Any]] = []
+    for name, model in {**zoo, **planning}.items():
+        steps.append(phases(name, model, device))
+        print_phases(steps[-1])
+
+    print(f"\nplans for {device.kind}; processor seconds from the model, MB of each device by collective")
+    print(f"{'model':10} {'config':7} {'mesh':4} {'plan s':>7} {'ms':>9} {'slowest':>8} {'heaviest':>8}  MB sent")
+    rows: list[dict[str, Any]] = []
     for name, model in {**zoo, **planning}.items():
         for config in ((1, 8), (2, 4), (4, 2), (8, 1)) if name in arguments.models else ((1, 4), (2, 2), (4, 1)):
             rows.append(row(name, *planned(model, ParallelConfig(*config), device)))
@@ -170,11 +247,17 @@ def main() -> None:
     every_s = all_configs(planning_model("bert-1.3b"), device)
     print(f"all {len(CONFIGS)} configs of 8 devices, bert-1.3b: {every_s:.1f} s (target: under 60 s)")
 
-    print("\na call of one compiled stage, by its devices and weights, us")
-    dispatch = {f"{devices}, {layers}": dispatch_us(devices, layers) for devices in (1, 2, 4) for layers in (1, 50)}
-    for name, cost_us in dispatch.items():
-        print(f"{name:8} {cost_us:8.1f}")
-    results = {"plans": rows, "deep": deep, "all_configs_s": every_s, "dispatch_us": dispatch}
+    print(
+        "\na call of one compiled stage, us: small weights as arrays of their own, and stacked as they are by default"
+    )
+    print(f"{'devices':>7} {'weights':>8} {'apart':>8} {'stacked':>8}")
+    dispatch: list[dict[str, float]] = []
+    for devices in (1, 2, 4):
+        for weights in (1, 50, 200):
+            apart, stacked = (dispatch_us(devices, weights, below) for below in (0, STACK_BELOW_BYTES))
+            dispatch.append({"devices": devices, "weights": weights, "apart_us": apart, "stacked_us": stacked})
+            print(f"{devices:7} {weights:8} {apart:8.1f} {stacked:8.1f}")
+    results = {"phases": steps, "plans": rows, "deep": deep, "all_configs_s": every_s, "dispatch": dispatch}
     write(arguments.output, {"benchmark": "passes", "device_kind": device.kind, **circumstances(), **results})
 
 

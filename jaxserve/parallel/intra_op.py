@@ -74,7 +74,7 @@ class IntraOp:
         takes: of each value that enters.
         gives: of each result.
         steps: what every operation does, heavy ones first in each node.
-        heavy: places of the heads.
+        heavy: places of the heads of nodes.
         replicated: names of primitives without a rule, with how often they were met.
         weight_bytes: on each device.
         status: see `selection.Choice`.

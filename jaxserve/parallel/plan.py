@@ -79,7 +79,7 @@ class StagePlan:
         takes: of each value that it takes.
         gives: of each value that it gives.
         steps: what its operations do, by their place in the stage's program.
-        heavy: places of the operations whose results are constrained.
+        heavy: places of the heavy operations, which decided how those that follow them are split.
         seconds: what it is estimated to take, the way of its values to it included.
         weight_bytes: on each of its devices.
     """
