@@ -111,6 +111,9 @@ def resharding(mesh: LogicalMesh, nbytes: float, source: Spec, target: Spec) -> 
         smaller = min(local, nbytes / mesh.shards(target))
         transfers.append(Transfer(kind="collective_permute", nbytes=smaller, devices=mesh.size))
         if given_up and NONE in source:  # one dimension over one axis, now over the other
+            fewer = mesh.shards(source) // mesh.shards(target)
+            if fewer > 1:
+                transfers.append(Transfer(kind="all_gather", nbytes=nbytes / mesh.shards(target), devices=fewer))
             return tuple(transfers)
     taken_up = [size for size, before, after in moves if before == NONE != after]
     for size in taken_up if not given_up else ():

@@ -115,11 +115,13 @@ def _is_shape(leaf: Any) -> bool:
     return isinstance(leaf, tuple) and all(isinstance(size, int) for size in leaf)
 
 
+@functools.cache
 def bert_model(*, batch: int | Sequence[int] = 1, length: int = 64, cuts: Sequence[str] = (), **sizes: Any) -> Model:
     config = BertConfig(**_sizes(length, sizes))
     return _of_linen("bert", Bert(config), batch, length, cuts)
 
 
+@functools.cache
 def gpt_model(*, batch: int | Sequence[int] = 1, length: int = 64, **sizes: Any) -> Model:
     config = GptConfig(**_sizes(length, sizes))
     module = nnx.eval_shape(lambda: Gpt(config, rngs=nnx.Rngs(0)))
@@ -127,6 +129,7 @@ def gpt_model(*, batch: int | Sequence[int] = 1, length: int = 64, **sizes: Any)
     return Model.from_nnx("gpt", module, inputs=TOKENS, batch_sizes=batches, buckets={"length": (length,)})
 
 
+@functools.cache
 def moe_model(*, batch: int | Sequence[int] = 1, length: int = 64, **sizes: Any) -> Model:
     config = MoeConfig(**_sizes(length, {"experts": 8, **sizes}))
     return _of_linen("moe", Moe(config), batch, length)
@@ -209,4 +212,4 @@ def compiled_collectives(program: Program, plan: IntraOp) -> tuple[Collective, .
         in_shardings=tuple(NamedSharding(mesh, spec) for spec in taken),
         out_shardings=[NamedSharding(mesh, spec) for spec in specs.gives],
     )
-    return collectives(jitted.lower(*shapes).compile().as_text())
+    return collectives(jitted.lower(*shapes).compile().as_text() or "")

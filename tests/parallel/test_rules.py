@@ -144,9 +144,9 @@ def pooled(reduce: Callable[..., Any], start: float) -> Callable[..., Any]:
 
 
 CASES = (
-    *(case(name, function, positive(4, 1, 3) / 4 + 1) for name, function in ONE.items()),
-    *(case(name, function, positive(2, 3), positive(2, 3)) for name, function in TWO.items()),
-    *(case(name, function, bits(2, 3), bits(2, 3)) for name, function in INTEGERS.items()),
+    *(case(name, function, positive(3) / 4 + 1) for name, function in ONE.items()),
+    *(case(name, function, positive(3), positive(3)) for name, function in TWO.items()),
+    *(case(name, function, bits(3), bits(3)) for name, function in INTEGERS.items()),
     *(case(name, function, WAVES) for name, function in {"conj": lax.conj, "real": lax.real, "imag": lax.imag}.items()),
     case("not", lax.bitwise_not, FLAGS),
     case("clz", lax.clz, bits(2, 3)),
@@ -275,13 +275,11 @@ def bound(eqn):
 
 
 def ways(its):
-    """Every factor that can be split, and into how many: as few as possible, and as many."""
+    """Every factor that can be split, and into how many: as many as there are devices for."""
     for factor, size in enumerate(its.sizes):
-        if factor not in its.whole and size > 1:
-            least = next(count for count in range(2, size + 1) if size % count == 0)
-            for count in {least, size}:
-                if count <= len(jax.devices()):
-                    yield factor, count
+        counts = [count for count in range(2, len(jax.devices()) + 1) if size % count == 0]
+        if factor not in its.whole and counts and size:
+            yield factor, counts[-1]
 
 
 def check(eqn, operands, factors, shape):
