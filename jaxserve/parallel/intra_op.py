@@ -52,6 +52,7 @@ class Step:
         before: collectives on its operands.
         after: collectives on its results.
         seconds: of the operation and its collectives.
+        operands: the spec that it wants of each operand.
         results: the spec of each result.
     """
 
@@ -60,6 +61,7 @@ class Step:
     before: tuple[Transfer, ...]
     after: tuple[Transfer, ...]
     seconds: float
+    operands: tuple[Spec, ...]
     results: tuple[Spec, ...]
 
 
@@ -295,11 +297,13 @@ class _Builder:
                 specs += way.results
             assert way is not None
             before: list[Transfer] = []
+            wanted = tuple(
+                followed if position == operation.follows else spec for position, spec in enumerate(way.operands)
+            )
             for position, operand in enumerate(operation.operands):
                 if operand.own is not None:
-                    target = followed if position == operation.follows else way.operands[position]
                     size = nbytes(node.values[operand.own])
-                    before += resharding(self._mesh, size, specs[operand.own], target)
+                    before += resharding(self._mesh, size, specs[operand.own], wanted[position])
                 elif operand.node is not None or operand.fixed is not None:
                     wants[number, position] = way.operands[position]
             steps.append(
@@ -309,6 +313,7 @@ class _Builder:
                     before=tuple(before),
                     after=way.after,
                     seconds=way.seconds + self._mesh.seconds((*before, *way.after)),
+                    operands=wanted,
                     results=way.results,
                 )
             )

@@ -23,6 +23,7 @@ class Sharded:
         takes: for each value that it takes.
         gives: for each value that it gives.
         constraints: for the results of its operations, by the place of the equation.
+        arrivals: for the operands of those that collectives bring something, likewise.
     """
 
     mesh: dict[str, int]
@@ -30,15 +31,17 @@ class Sharded:
     takes: tuple[PartitionSpec, ...]
     gives: tuple[PartitionSpec, ...]
     constraints: Mapping[int, tuple[PartitionSpec, ...]]
+    arrivals: Mapping[int, tuple[PartitionSpec, ...]]
 
 
 def sharded(plan: StagePlan) -> Sharded:
     """The specs of a planned stage."""
-    constraints = {place: tuple(map(partition_spec, step.results)) for place, step in plan.steps.items()}
+    steps = plan.steps if math.prod(plan.mesh_shape) > 1 else {}
     return Sharded(
         mesh=dict(zip(AXES, plan.mesh_shape, strict=False)),
         params=tuple(map(partition_spec, plan.weights)),
         takes=tuple(map(partition_spec, plan.takes)),
         gives=tuple(map(partition_spec, plan.gives)),
-        constraints=constraints if math.prod(plan.mesh_shape) > 1 else {},
+        constraints={place: tuple(map(partition_spec, step.results)) for place, step in steps.items()},
+        arrivals={place: tuple(map(partition_spec, step.operands)) for place, step in steps.items() if step.before},
     )

@@ -51,7 +51,7 @@ class LoweredStage:
     def __init__(self, stage: Stage, sharded: Sharded, layout: Layout, mesh: Mesh) -> None:
         self._stage = stage
         self._layout = layout
-        self._run = constrained(stage.program, sharded.constraints, mesh)
+        self._run = constrained(stage.program, sharded.constraints, mesh, arrivals=sharded.arrivals)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._takes = tuple(NamedSharding(mesh, spec) for spec in sharded.takes)
         self._passed = [constant for constant in stage.constants if constant.nbytes > EMBED_UP_TO_BYTES]

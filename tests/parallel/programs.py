@@ -208,7 +208,7 @@ def compiled_collectives(program: Program, plan: IntraOp) -> tuple[Collective, .
     taken = (*specs.params, *(PartitionSpec() for _ in program.stage.constants), *specs.takes)
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in program.stage.program.jaxpr.invars]
     jitted = jax.jit(
-        constrained(program.stage.program, specs.constraints, mesh),
+        constrained(program.stage.program, specs.constraints, mesh, arrivals=specs.arrivals),
         in_shardings=tuple(NamedSharding(mesh, spec) for spec in taken),
         out_shardings=[NamedSharding(mesh, spec) for spec in specs.gives],
     )

@@ -12,6 +12,7 @@ from jax import lax
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model, TensorSpec
 from jaxserve.parallel import Limits
+from jaxserve.parallel.devices import DEVICES
 from jaxserve.parallel.intra_op import _Builder, price, shard
 from jaxserve.parallel.layout import LogicalMesh, fits
 from jaxserve.parallel.rules import NONE, shape
@@ -42,11 +43,13 @@ def split(program, plan, name):
     return steps_of(plan)[place].factors
 
 
-@pytest.mark.parametrize(("device", "shape"), [(H100, (1,)), (CPU, (8,)), (H100, (2, 4))], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("h100", (1,)), ("cpu", (8,)), ("h100", (2, 4))], ids=["h100-1", "cpu-8", "h100-2x4"]
+)
 @pytest.mark.parametrize("make", [bert, gpt, moe])
-def test_steps_take_what_the_selection_costs(make, device, shape):
+def test_steps_take_what_the_selection_costs(make, kind, shape):
     program = make(layers=4, batch=4)
-    builder = _Builder(program.nodes, LogicalMesh(shape=shape, device=device), {}, {})
+    builder = _Builder(program.nodes, LogicalMesh(shape=shape, device=DEVICES[kind]), {}, {})
     selection = builder.selection()
     for budget in (math.inf, 1.1 * selection.least_bytes):
         choice = select(selection, budget_bytes=budget, time_limit_s=0)

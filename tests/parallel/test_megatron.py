@@ -67,5 +67,5 @@ def test_xla_sends_no_more_than_is_planned(shape, device):
     program = bert(hidden_size=256)
     plan = program.shard(*shape, device=DEVICES[device], budget=0.6 * program.weight_bytes)
     sent = wire_bytes(compiled_collectives(program, plan))
-    slack = 1.0 if len(shape) == 1 else 1.3
+    slack = 1.0 if len(shape) == 1 else 1.1
     assert sent <= slack * wire_bytes(plan.transfers, scatter="all_reduce")
