@@ -1,7 +1,7 @@
 """From a plan to what jax compiles: a stage's program with the shardings of its operations written into it.
 
 XLA propagates what is stated, and lays out the rest in its own way. Stating only the arguments gave several times the
-bytes of the plan on a 2 x 4 mesh; stating the results of heavy operations too, up to half more on 2 x 2; of all results,
+bytes of the plan on a 2 x 4 mesh; stating the results of heavy operations too, half more on 2 x 2; of all results,
 up to a third more. With the operands that collectives bring as well, the zoo's programs send what was planned, and at
 most 9 % more on meshes of two axes (ResNet 20 %), as `jaxserve explain --check` shows.
 """
