@@ -37,7 +37,7 @@ ENTRY %main (p: f32[1024]) -> f32[1024] {
 
 
 def planned(*transfers: Transfer) -> StagePlan:
-    step = Step(place=0, factors=(), before=transfers[:1], after=transfers[1:], seconds=0.0, results=())
+    step = Step(place=0, factors=(), before=transfers[:1], after=transfers[1:], seconds=0.0, operands=(), results=())
     return dataclasses.replace(STAGE, steps={0: step})
 
 

@@ -21,7 +21,7 @@ def jaxpr_of(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
 
 
 def step_of(factors: tuple[int, ...], results: tuple[tuple[int, ...], ...]) -> Step:
-    return Step(place=0, factors=factors, before=(), after=(), seconds=0.0, results=results)
+    return Step(place=0, factors=factors, before=(), after=(), seconds=0.0, operands=(), results=results)
 
 
 def name(
