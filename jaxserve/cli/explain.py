@@ -25,7 +25,7 @@ from jaxserve.parallel.names import REPLICATED
 from jaxserve.parallel.plan import SOLVER_S
 from jaxserve.parallel.svg import draw
 from jaxserve.plans import ParallelConfig, write_bytes
-from jaxserve.runtime import enable_compilation_cache
+from jaxserve.runtime import calibrate, enable_compilation_cache
 from jaxserve.runtime.checking import check
 from jaxserve.runtime.loading import described
 
@@ -54,6 +54,7 @@ _SHORT = {"conv_general_dilated": "conv", "dot_general": "dot", "ragged_dot_gene
 @click.option("--svg", type=Path, metavar="FILE", help="Where to draw the pipeline.")
 @click.option("--check", "checked", is_flag=True, help="Compile the stages and compare their collectives.")
 @click.option("--cpu-devices", type=int, metavar="N", help="Have N fake CPU devices, to compile for.")
+@click.option("--calibrate", "calibrated", is_flag=True, help="Measure the attached devices first, for some seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     models: str,
@@ -69,6 +70,7 @@ def command(
     svg: Path | None,
     checked: bool,
     cpu_devices: int | None,
+    calibrated: bool,
     as_json: bool,
 ) -> None:
     """Explain what a parallel config makes of the model at MODULE:ATTRIBUTE.
@@ -76,6 +78,8 @@ def command(
     It needs no weights, and with --device-kind no devices; --check needs as many as the config has.
     """
     config = parallel_config(intra_op, inter_op)
+    if calibrated and device_kind is not None:
+        raise ConfigError("--calibrate measures what is attached, and --device-kind names another; give one of them")
     budget = budget_bytes(weight_budget_gb)
     if svg is not None and not svg.parent.is_dir():
         raise ConfigError(f"--svg {svg}: there is no directory {svg.parent}; make it first")
@@ -88,11 +92,13 @@ def command(
             f"try --cpu-devices {config.devices}"
         )
     limits = Limits(weight_budget_bytes="even" if budget is None else budget, objective=objective, solver_s=solver_s)
-    device = kind_or_attached(device_kind)
     model = _one(load_models(models), name)
     bucket = _bucket(model, batch_size, length)
     compared: tuple[Comparison, ...] = ()
     with Telling("planning") as tell:
+        if calibrated:
+            tell("measuring the devices")
+        device = kind_or_attached(device_kind, calibrated=calibrated)
         plan = plan_model(model, config, device, limits=limits)
         explanation = explain(plan, model, bucket)
         if checked:
@@ -136,9 +142,11 @@ def budget_bytes(gigabytes: float | None) -> float | None:
     return 1e9 * gigabytes
 
 
-def kind_or_attached(name: str | None) -> Device:
-    """The described device of this name, or what jax has."""
-    return described(jax.devices()[0]) if name is None else device_kind(name)
+def kind_or_attached(name: str | None, *, calibrated: bool = False) -> Device:
+    """The described device of this name, or what jax has, as described or as measured."""
+    if name is not None:
+        return device_kind(name)
+    return calibrate(jax.devices()) if calibrated else described(jax.devices()[0])
 
 
 def _one(models: Sequence[Model], name: str | None) -> Model:

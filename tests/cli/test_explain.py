@@ -1,5 +1,6 @@
 """`jaxserve explain`: one JSON object or tables on standard output, a drawing, one line of what is wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from jaxserve.cli.explain import short
 from jaxserve.cli.main import run
+from jaxserve.parallel import device_kind
 
 TINY = "tests.cli.explained:tiny"
 PLANNED = "tests.cli.explained:planned"
@@ -57,6 +59,12 @@ def test_the_comparison_is_printed_too(capsys: pytest.CaptureFixture[str]) -> No
     assert last.startswith("batch 2, length 16, stage 0: as planned, each device sends")
 
 
+def test_attached_devices_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = dataclasses.replace(device_kind("cpu"), overhead_s=1.0)  # what to measure is tested by itself
+    monkeypatch.setattr("jaxserve.cli.explain.calibrate", lambda devices: slow)
+    assert explained(capsys, TINY, "--calibrate")["seconds"] > 10 > explained(capsys, TINY)["seconds"]
+
+
 def test_a_bucket_and_a_model_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     found = explained(capsys, "tests.cli.explained:several", "--model=tiny", "--batch-size=1")
     assert (found["model"], found["bucket"]) == ("tiny", {"batch": 1, "length": 16})
@@ -77,6 +85,7 @@ def test_a_bucket_and_a_model_are_chosen(capsys: pytest.CaptureFixture[str]) -> 
         (["tests.cli.explained:several"], "several models are given: choose one by --model, of tiny, on_host"),
         (["tests.cli.explained:on_host"], "runs on the host"),
         (["tests.cli.explained:huge", "--device-kind", "H100"], "MB are missing; (4, 1) would do"),
+        ([TINY, "--calibrate", "--device-kind", "H100"], "--device-kind names another; give one of them"),
         ([TINY, "--svg", "/no/such/x.svg"], "there is no directory /no/such"),
         ([TINY, "--svg", "/tmp"], "--svg /tmp is a directory; name a file"),
         ([TINY, "--check", "--inter-op", "16"], "there are 8; try --cpu-devices 16"),
