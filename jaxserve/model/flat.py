@@ -26,8 +26,9 @@ MOST_ITERATIONS = 512
 _UNNAMED = "scan"
 """Where a loop's body has no one module, "scan_3" stands for what is outside of its modules."""
 
-_NAMING = "name"
-"""What `jax.ad_checkpoint.checkpoint_name` leaves: it names a value for a policy of `remat`, and does nothing."""
+_DROPPED = frozenset({"name", "sharding_constraint"})
+"""What `jax.ad_checkpoint.checkpoint_name` leaves, which names a value for a policy of `remat` and does nothing; and
+constraints on the devices that the module was written for, which are not those that it is served on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,7 +155,7 @@ class _Flattener:
         for eqn in jaxpr.eqns:
             invars = [read(atom) for atom in eqn.invars]
             inner = called_jaxpr(eqn)
-            if eqn.primitive.name == _NAMING:
+            if eqn.primitive.name in _DROPPED:
                 results = invars
             elif inner is not None:
                 results = self.call(inner, invars, place.enter(eqn, scope_of(eqn)))

@@ -76,10 +76,11 @@ def pareto(
         PlacementError: fewer stages are possible, or all cuttings are above the budget.
     """
     slices = _Slices(clusters, transfer_s)
-    if not 1 <= stages <= max(slices.computing, 1):
+    most = max(slices.computing, 1)
+    if not 1 <= stages <= most:
         raise PlacementError(
-            f"{stages} stages were asked for, but each must compute something, and the program has "
-            f"{slices.computing} slices that do; use 1 to {max(slices.computing, 1)} stages, or allow more cuts"
+            f"{stages} stages were asked for, but each must compute something, and the program can be cut into "
+            f"{most} that do; use at most {most}, or where cuts are named, name more"
         )
     found: list[Cutting] = []
     heaviest = min(budget_bytes, _NEVER - 1)

@@ -31,6 +31,7 @@ from jaxserve.parallel.inter_op import Cutting, Objective, choose, pareto
 from jaxserve.parallel.intra_op import IntraOp, Step, megabytes, shard
 from jaxserve.parallel.layout import LogicalMesh, Spec, Transfer, mesh_shapes
 from jaxserve.parallel.nodes import Nodes, divide, nbytes
+from jaxserve.parallel.rules import shape
 from jaxserve.parallel.solutions import Solutions
 from jaxserve.parallel.trace import Graph, trace
 from jaxserve.plans import ParallelConfig
@@ -268,15 +269,22 @@ class _Planner:
             raise PlacementError(
                 f"({self._config.intra_op}, {self._config.inter_op}) needs at least {megabytes(least)} of weights on "
                 f"each of {self._config.devices} devices, but {megabytes(most)} fit: {megabytes(least - most)} are "
-                f"missing; {self._suggestion(total, most)}"
+                f"missing; {self._suggestion(most)}"
             )
 
-    def _suggestion(self, total: float, most: float) -> str:
-        if most <= 0:
-            return "allow more memory"
-        devices = math.ceil(EVEN_SLACK * total / most)
-        intra_op = min(1 << (devices - 1).bit_length(), self._device.devices_per_host)
-        return f"({intra_op}, {math.ceil(devices / intra_op)}) would do"
+    def _suggestion(self, most: float) -> str:
+        """The smallest config by whose memory the weights would fit, as far as their shapes and the layers allow."""
+        nodes = self._programs[-1].nodes
+        parts = sum(node.head is not None for node in nodes.nodes)
+        for devices in (1 << power for power in range(parts.bit_length() + self._device.devices_per_host.bit_length())):
+            for intra_op in (1 << power for power in reversed(range(devices.bit_length()))):
+                inter_op = devices // intra_op
+                if intra_op > self._device.devices_per_host or inter_op > parts:
+                    continue
+                split = [nbytes(var) / _most_shards(shape(var), intra_op) for var in nodes.weights]
+                if max(split, default=0) <= most and EVEN_SLACK * sum(split) <= most * inter_op:
+                    return f"({intra_op}, {inter_op}) would do"
+        return "no config would do: allow more memory"
 
     def _budget(self) -> float:
         """For the whole program: of all stages together."""
@@ -305,8 +313,8 @@ class _Planner:
         """The fastest sharding of every bucket over all meshes; `used` are the weights of each stage."""
         ends = sorted({0, len(self._programs) - 1})
         best: tuple[float, LogicalMesh, dict[int, Spec], dict[int, IntraOp]] | None = None
-        for shape in mesh_shapes(self._config.intra_op):
-            mesh = LogicalMesh(shape=shape, device=self._device)
+        for mesh_shape in mesh_shapes(self._config.intra_op):
+            mesh = LogicalMesh(shape=mesh_shape, device=self._device)
             for first in ends:
                 pins: dict[int, Spec] = {}
                 order = sorted(ends, key=lambda index: index != first)
@@ -428,6 +436,11 @@ class _Planner:
                 nbytes(var) / mesh.shards(lies[weight]) for var, weight in zip(params, stage.params, strict=True)
             ),
         )
+
+
+def _most_shards(dims: Sequence[int], devices: int) -> int:
+    """Into how many parts an array can be split evenly by at most this many devices, a power of two."""
+    return max((math.gcd(size, devices) for size in dims if size), default=1)
 
 
 def corresponding(graph: Graph, other: Graph, places: Sequence[int]) -> list[int]:

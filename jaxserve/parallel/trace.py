@@ -51,7 +51,10 @@ class Graph:
 
 def calls_back(jaxpr: core.Jaxpr) -> bool:
     """Whether a program, or one inside it, calls Python while it runs."""
-    return any("callback" in eqn.primitive.name or any(map(calls_back, _inner(eqn))) for eqn in jaxpr.eqns)
+    return any(
+        "callback" in eqn.primitive.name or eqn.primitive.name == "debug_print" or any(map(calls_back, _inner(eqn)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:

@@ -65,6 +65,8 @@ def load(
         PlacementError: the devices do not fit the config, or the model cannot be cut into so many stages.
     """
     config = config or ParallelConfig()
+    if not isinstance(config, ParallelConfig):
+        raise PlacementError(f"the config is {config!r}, but must be a ParallelConfig(intra_op=..., inter_op=...)")
     report = progress or _no_progress
     stage_devices = _stage_devices(model, config, devices)
     if stage_costs is None:
@@ -120,10 +122,15 @@ def _stage_devices(model: Model, config: ParallelConfig, devices: Sequence[Any] 
         raise PlacementError(f"model {model.name!r} runs on the host and takes no devices; call it, do not load it")
     if devices is None:
         devices = jax.devices()[: config.devices]
+    strange = next((each for each in devices if not isinstance(each, jax.Device)), None)
+    if strange is not None:
+        raise PlacementError(
+            f"devices hold {strange!r}, but must be jax devices, such as jax.devices()[:{config.devices}]"
+        )
     if len(devices) != config.devices or len(set(devices)) != len(devices):
         raise PlacementError(
             f"model {model.name!r} as ({config.intra_op}, {config.inter_op}) needs {config.devices} different devices, "
-            f"but {len(devices)} are given ({len(set(devices))} different); choose a config that they fit"
+            f"but {len(set(devices))} are given; choose a config that they fit"
         )
     return [devices[start : start + config.intra_op] for start in range(0, len(devices), config.intra_op)]
 

@@ -135,8 +135,8 @@ def test_no_stage_computes_nothing():
     assert [one.places for one in found] == [(30,)]
     with pytest.raises(
         PlacementError,
-        match="3 stages were asked for, but each must compute something, and the program has 2 slices that do; "
-        "use 1 to 2 stages, or allow more cuts",
+        match="3 stages were asked for, but each must compute something, and the program can be cut into 2 "
+        "that do; use at most 2, or where cuts are named, name more",
     ):
         pareto(clusters([0, 1, 0, 0, 1, 0]), stages=3, transfer_s=[0.0] * 5)
     with pytest.raises(PlacementError, match="0 stages were asked for"):

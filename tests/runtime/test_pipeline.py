@@ -125,8 +125,12 @@ def test_inputs_that_do_not_fit():
     ("config", "devices", "message"),
     [
         (ParallelConfig(2, 2), 3, r"as \(2, 2\) needs 4 different devices, but 3 are given"),
-        (ParallelConfig(2, 1), None, r"needs 2 different devices, but 2 are given \(1 different\)"),
-        (ParallelConfig(1, 3), 3, "model 'encoder': 3 stages were asked for.*use 1 to 2 stages, or allow more cuts"),
+        (ParallelConfig(2, 1), None, "needs 2 different devices, but 1 are given"),
+        (
+            ParallelConfig(1, 3),
+            3,
+            "model 'encoder': 3 stages were asked for.*use at most 2, or where cuts are named, name more",
+        ),
     ],
 )
 def test_configs_that_do_not_fit(config, devices, message):
@@ -357,3 +361,30 @@ def test_a_callback_is_not_spread_over_devices():
     model = Model.from_function("calls", inside, inputs={"x": TensorSpec(("batch", 4), "float32")}, batch_sizes=(2,))
     with pytest.raises(PlacementError, match="'calls' calls back into Python, which must not be spread over 2 devices"):
         runtime.parallelize(model, ParallelConfig(intra_op=2))
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "message"),
+    [
+        ((2, 1), None, r"the config is \(2, 1\), but must be a ParallelConfig"),
+        (ParallelConfig(2, 1), [0, 1], r"devices hold 0, but must be jax devices, such as jax.devices\(\)\[:2\]"),
+    ],
+)
+def test_what_is_no_config_and_no_device_is_said(config, devices, message):
+    model = Model.from_function("f", perceptron, perceptron_params(1), inputs=X)
+    with pytest.raises(PlacementError, match=message):
+        runtime.load(model, config, devices)
+
+
+def test_constraints_for_other_devices_are_dropped():
+    """A module may state shardings on the devices that it was trained on."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    def function(params, x):
+        return jax.lax.with_sharding_constraint(x @ params["w"], sharding)
+
+    model = Model.from_function("f", function, {"w": np.eye(8, dtype=np.float32)}, inputs=X, batch_sizes=(2,))
+    pipeline = runtime.load(model, ParallelConfig(2, 1), jax.devices()[2:4], repeats=1)
+    x = np.random.default_rng(0).normal(size=(2, *X["x"].shape[1:])).astype(np.float32)
+    np.testing.assert_allclose(pipeline({"x": x}), x)
