@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from jaxserve.model.modules import Path, called_jaxpr, module_path, scope_of, walk
+from jaxserve.model.modules import Path, called_jaxpr, module_path, scan_counts, scope_of, walk
 
 Atom = Any  # a core.Var or a core.Literal
 
@@ -178,12 +178,13 @@ class _Flattener:
     def _runs_over_params(self, eqn: core.JaxprEqn, invars: Sequence[Atom]) -> bool:
         if eqn.primitive.name != "scan" or not 0 < eqn.params["length"] <= MOST_ITERATIONS:
             return False
-        stacked = invars[eqn.params["num_consts"] + eqn.params["num_carry"] :]
+        stacked = invars[sum(scan_counts(eqn)) :]
         return any(map(self.origins.of_params, stacked))
 
     def _unroll(self, eqn: core.JaxprEqn, invars: Sequence[Atom], wanted: Sequence[bool], place: _Place) -> list[Atom]:
         """Appends every iteration; the atoms of the scan's results, those that are not wanted are any atoms."""
-        body, length, consts, carried = (eqn.params[name] for name in ("jaxpr", "length", "num_consts", "num_carry"))
+        body, length = eqn.params["jaxpr"], eqn.params["length"]
+        consts, carried = scan_counts(eqn)
         constants, carry = invars[:consts], list(invars[consts : consts + carried])
         stacked = invars[consts + carried :]
         names = {path[0] for path in walk(getattr(body, "jaxpr", body)) if path}

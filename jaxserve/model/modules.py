@@ -33,6 +33,15 @@ def called_jaxpr(eqn: Any) -> Any:
     return eqn.params.get(CALLS.get(eqn.primitive.name, ""))
 
 
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many operands of a `scan` are constants of its body, and how many are carried; the others are its steps'."""
+    params = eqn.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()  # since jax 0.11
+    return len(list(constants.vals)), len(list(carried.vals))
+
+
 def scope_of(eqn: Any) -> Path:
     """The module path of an equation, relative to the jaxpr that it stands in; transformations leave no trace in it."""
     stack = eqn.source_info.name_stack.stack

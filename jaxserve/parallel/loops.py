@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.extend import core
 
-from jaxserve.model.modules import called_jaxpr
+from jaxserve.model.modules import called_jaxpr, scan_counts
 from jaxserve.parallel.rules import NONE, Dims, Rule, opaque, rule, shape
 
 Dim = tuple[Any, int]  # one dimension of a variable
@@ -54,16 +54,17 @@ class _Body:
         """Ties a loop's operands and results, as variables with their shapes, to those of its bodies."""
         params = eqn.params
         if eqn.primitive.name == "scan":
-            body = params["jaxpr"].jaxpr
-            consts, both = params["num_consts"], params["num_consts"] + params["num_carry"]
+            body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])  # open since jax 0.11
+            consts, carried = scan_counts(eqn)
+            both = consts + carried
             scope = self._walk(body)
             self._tie(operands[:both], scope, body.invars[:both])
             self._tie(operands[both:], scope, body.invars[both:], steps=1)
-            self._tie(results[: params["num_carry"]], scope, body.outvars[: params["num_carry"]])
-            self._tie(results[params["num_carry"] :], scope, body.outvars[params["num_carry"] :], steps=1)
-            self._tie(operands[consts:both], scope, body.outvars[: params["num_carry"]])
+            self._tie(results[:carried], scope, body.outvars[:carried])
+            self._tie(results[carried:], scope, body.outvars[carried:], steps=1)
+            self._tie(operands[consts:both], scope, body.outvars[:carried])
         elif eqn.primitive.name == "while":
-            condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
+            condition, body = (getattr(params[name], "jaxpr", params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
             first, both = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
             self._tie([*operands[:first], *operands[both:]], self._walk(condition), condition.invars)
             scope = self._walk(body)
@@ -71,10 +72,10 @@ class _Body:
             self._tie(operands[both:], scope, body.outvars)
             self._tie(results, scope, body.outvars)
         else:
-            for branch in params["branches"]:
-                scope = self._walk(branch.jaxpr)
-                self._tie(operands[1:], scope, branch.jaxpr.invars)
-                self._tie(results, scope, branch.jaxpr.outvars)
+            for branch in (getattr(each, "jaxpr", each) for each in params["branches"]):
+                scope = self._walk(branch)
+                self._tie(operands[1:], scope, branch.invars)
+                self._tie(results, scope, branch.outvars)
 
     def _walk(self, jaxpr: core.Jaxpr) -> int:
         """Ties the dimensions of a program's variables as its equations say; returns the number of this call of it."""

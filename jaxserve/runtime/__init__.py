@@ -2,7 +2,7 @@
 
 from jaxserve.runtime.api import estimate, parallelize, profile
 from jaxserve.runtime.cache import CompilationCache, enable_compilation_cache
-from jaxserve.runtime.calibrate import calibrate
+from jaxserve.runtime.calibration import calibrate
 from jaxserve.runtime.loading import Progress, load
 from jaxserve.runtime.pipeline import Pipeline
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from jaxserve.parallel.devices import DEVICES
-from jaxserve.runtime import calibrate as module
-from jaxserve.runtime.calibrate import _ACCELERATOR, _CPU, _Bench, _with_compute, _with_link, _with_memory, calibrate
+from jaxserve.runtime import calibration as module
+from jaxserve.runtime.calibration import _ACCELERATOR, _CPU, _Bench, _with_compute, _with_link, _with_memory, calibrate
 
 SMALL = dataclasses.replace(_CPU, matrices=(8, 16), copied_bytes=2**12, reduced_bytes=(2**6, 2**10))
 
