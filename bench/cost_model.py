@@ -29,7 +29,7 @@ from jaxserve.model import Model
 from jaxserve.models import planning_model
 from jaxserve.parallel import device_kind, plan_model, trace
 from jaxserve.parallel.devices import Device
-from jaxserve.parallel.work import Work, fixed_vars, seconds, work
+from jaxserve.parallel.work import Work, seconds, work
 from jaxserve.plans import ParallelConfig, Profiles
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "placement" / "profiles.json"
@@ -60,8 +60,7 @@ def model_work(name: str) -> list[Work]:
     """What the equations of a planning model cost at batch 1 and its longest length."""
     model = planning_model(name)
     graph = trace(model, model.buckets[0])
-    free = fixed_vars((*graph.params, *graph.constants), graph.eqns)
-    return work(graph.eqns, outputs=graph.outputs, free=free)
+    return work(graph.eqns, outputs=graph.outputs, free=graph.fixed)
 
 
 def single_device_row(name: str, works: Sequence[Work], device: Device) -> dict[str, Any]:

@@ -29,13 +29,13 @@ from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.models import planning_model
 from jaxserve.models.bert import PLANNED, Bert
 from jaxserve.parallel import Device, Limits, Plan, cut, device_kind, hoist, plan_model, trace
+from jaxserve.parallel.atoms import nbytes
 from jaxserve.parallel.clusters import cluster
 from jaxserve.parallel.collectives import collective_s
-from jaxserve.parallel.cut import fixed_vars
 from jaxserve.parallel.inter_op import pareto
 from jaxserve.parallel.intra_op import shard
 from jaxserve.parallel.layout import LogicalMesh
-from jaxserve.parallel.nodes import divide, nbytes
+from jaxserve.parallel.nodes import divide
 from jaxserve.runtime import load
 from jaxserve.runtime.weights import STACK_BELOW_BYTES
 
@@ -102,20 +102,19 @@ def phases(name: str, model: Model, device: Device) -> dict[str, Any]:
     traced, trace_s = trace(model, model.buckets[-1]), lap_s()
     (graph,), hoist_s = hoist([traced])[0], lap_s()
     (stage,) = cut(graph, ()).stages
-    jaxpr, weights = stage.program.jaxpr, len(stage.params)
-    constants = jaxpr.invars[weights : weights + len(stage.constants)]
-    nodes, nodes_s = divide(jaxpr, weights=jaxpr.invars[:weights], constants=constants), lap_s()
+    jaxpr, (params, constants, _) = stage.program.jaxpr, stage.arguments
+    nodes, nodes_s = divide(jaxpr, weights=params, constants=constants), lap_s()
     shard_s: dict[str, float] = {}
     sharding = None
     for shape in MESHES:
         mesh = LogicalMesh(shape=shape, device=device)
         budget = 1.1 * sum(map(nbytes, nodes.weights)) / mesh.size
-        sharding = shard(nodes, mesh, gives=jaxpr.outvars, budget_bytes=budget, soft=True)
+        sharding = shard(nodes, mesh, budget_bytes=budget, soft=True)
         shard_s["x".join(map(str, shape))] = lap_s()
     assert sharding is not None
     seconds_of = {id(jaxpr.eqns[step.place]): step.seconds for step in sharding.steps}
     seconds = [seconds_of.get(id(eqn), 0.0) for eqn in graph.eqns]
-    clusters, cluster_s = cluster(graph, seconds, fixed=fixed_vars(graph), at_least=24), lap_s()
+    clusters, cluster_s = cluster(graph, seconds, fixed=graph.fixed, at_least=24), lap_s()
     transfer_s = [collective_s(device, "collective_permute", size, 2) for size in clusters.live_bytes]
     pareto(clusters, stages=8, transfer_s=transfer_s)
     return {

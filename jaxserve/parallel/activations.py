@@ -11,25 +11,16 @@ from typing import Any
 
 from jax.extend import core
 
-from jaxserve.parallel.layout import Spec
-from jaxserve.parallel.nodes import nbytes
+from jaxserve.parallel.atoms import nbytes, variables
+from jaxserve.parallel.layout import Spec, shards
 from jaxserve.parallel.plan import StagePlan
-from jaxserve.parallel.work import fixed_vars, work
-
-
-def local_bytes(atom: Any, spec: Spec, mesh_shape: tuple[int, ...]) -> float:
-    """Bytes of an array on each device."""
-    size = nbytes(atom)
-    for count, dim in zip(mesh_shape, spec, strict=True):
-        size /= count if dim >= 0 else 1
-    return size
+from jaxserve.parallel.work import work
 
 
 def specs_of_values(plan: StagePlan) -> dict[core.Var, Spec]:
     """The spec of every value that the stage takes or makes."""
     jaxpr = plan.stage.program.jaxpr
-    taken = jaxpr.invars[len(jaxpr.invars) - len(plan.stage.takes) :]
-    specs = dict(zip(taken, plan.takes, strict=True))
+    specs = dict(zip(plan.stage.arguments.takes, plan.takes, strict=True))
     for place, step in plan.steps.items():
         specs.update(zip(jaxpr.eqns[place].outvars, step.results, strict=True))
     return specs
@@ -39,11 +30,10 @@ def peak_bytes(plan: StagePlan) -> float:
     """Bytes on each device, besides weights, at the moment when the stage needs most."""
     jaxpr = plan.stage.program.jaxpr
     specs = specs_of_values(plan)
-    sizes = {var: local_bytes(var, spec, plan.mesh_shape) for var, spec in specs.items()}
-    taken = set(jaxpr.invars[len(jaxpr.invars) - len(plan.stage.takes) :])
-    fixed = fixed_vars(jaxpr.invars[: len(jaxpr.invars) - len(taken)], jaxpr.eqns)
-    kernels = [each.kernels > 0 for each in work(jaxpr.eqns, free=fixed)]
-    given = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    sizes = {var: nbytes(var) / shards(plan.mesh_shape, spec) for var, spec in specs.items()}
+    taken = set(plan.stage.arguments.takes)
+    kernels = [each.kernels > 0 for each in work(jaxpr.eqns, free=plan.stage.fixed)]
+    given = set(variables(jaxpr.outvars))
     last = _last_uses(jaxpr.eqns, kernels, given)
     ends: dict[int, list[core.Var]] = collections.defaultdict(list)
     for var, place in last.items():
@@ -67,7 +57,7 @@ def _last_uses(eqns: Sequence[core.JaxprEqn], kernels: Sequence[bool], given: se
             last[var] = max(last.get(var, place), place)
 
     for place, eqn in enumerate(eqns):
-        operands = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
+        operands = list(variables(eqn.invars))
         if kernels[place]:
             for atom in operands:
                 read(atom, place)

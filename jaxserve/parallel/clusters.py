@@ -43,6 +43,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxserve.errors import PlacementError
+from jaxserve.parallel.atoms import nbytes, variables
 from jaxserve.parallel.trace import Graph
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -143,7 +144,7 @@ class _Program:
         self.moving = self._moving()
         self.count = len(self.moving)
         self._seconds = [seconds[index] for index in self.moving]
-        self._weight_bytes = tuple(map(_nbytes, graph.params))
+        self._weight_bytes = tuple(map(nbytes, graph.params))
         self._read, self._read_last = self._weights()
         self.sizes = self._sizes()
         self.before = np.concatenate([np.zeros((1, 2)), np.cumsum(self.sizes, axis=0)])
@@ -169,7 +170,7 @@ class _Program:
 
     def _moved(self, atoms: Iterable[Any]) -> Iterable[core.Var]:
         """Those of the atoms that depend on inputs."""
-        return (atom for atom in _variables(atoms) if atom not in self._fixed)
+        return (atom for atom in variables(atoms) if atom not in self._fixed)
 
     def _moving(self) -> list[int]:
         needed = set(self._moved(self._graph.outputs))
@@ -188,7 +189,7 @@ class _Program:
         }
 
         def read(atoms: Iterable[Any]) -> frozenset[int]:
-            return frozenset().union(*(sources[var] for var in _variables(atoms) if var in sources))
+            return frozenset().union(*(sources[var] for var in variables(atoms) if var in sources))
 
         for eqn in self._graph.eqns:
             made = [var for var in eqn.outvars if var in self._fixed]
@@ -218,8 +219,8 @@ class _Program:
         last.update((var, self.count) for var in self._moved(self._graph.outputs) if made[var] >= 0)
         change = np.zeros(self.count + 2, dtype=np.int64)
         for var, place in last.items():
-            change[made[var] + 1] += _nbytes(var)
-            change[place + 1] -= _nbytes(var)
+            change[made[var] + 1] += nbytes(var)
+            change[place + 1] -= nbytes(var)
         return np.cumsum(change)[: self.count]
 
     def _depths(self) -> Array:
@@ -326,13 +327,3 @@ def _cheapest(program: _Program, places: Array, bound: _Bound, units: Array | No
         end = came_from[end]
         chosen.append(int(places[end]))
     return chosen[::-1]
-
-
-def _variables(atoms: Iterable[Any]) -> Iterable[core.Var]:
-    return (atom for atom in atoms if not isinstance(atom, core.Literal))
-
-
-def _nbytes(var: core.Var) -> int:
-    """Bytes of the array that a variable stands for; tokens of effects have none."""
-    aval: Any = var.aval
-    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0

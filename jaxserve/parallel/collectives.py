@@ -1,56 +1,25 @@
 """What communication costs: the alpha-beta model, in which a message of m bytes takes latency + m / bandwidth.
 
-n devices form a ring; in each step every device sends to the next one and receives from the one before. Steps and bytes
-are those of Thakur, Rabenseifner and Gropp 2005 ("Optimization of collective communication operations in MPICH"),
-section 4, without the cost of the additions, which memory bandwidth hides.
+n devices form a ring; in each step every device sends 1 / n of the bytes to the next one, and receives as many from the
+one before. The steps are those of Thakur, Rabenseifner and Gropp 2005 ("Optimization of collective communication
+operations in MPICH"), without the cost of the additions, which memory bandwidth hides:
+
+    all_gather              n - 1    section 4.1, ring
+    all_to_all              n - 1    section 4.2, pairwise exchange
+    reduce_scatter          n - 1    section 4.3, pairwise exchange
+    all_reduce         2 (n - 1)     section 4.5, a reduce-scatter and an all-gather
+    collective_permute          1    of all bytes, to one other device
+
+Where each pair of neighbours has a link of its own, as in a TPU's ring, data of an all-to-all takes several hops and
+n / 4 times as long once n is large; within a host n is at most 8.
 """
 
 from typing import Literal
 
 from jaxserve.errors import ConfigError
-from jaxserve.parallel.devices import COLLECTIVES, Device, Link
+from jaxserve.parallel.devices import COLLECTIVES, Device
 
 Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute"]
-
-
-def all_gather_s(nbytes: float, devices: int, link: Link) -> float:
-    """Seconds until each of n devices has all `nbytes` bytes, of which it held 1 / n.
-
-    (n - 1) (latency + nbytes / n / bandwidth)  [Thakur et al. 2005, section 4.1, ring].
-    """
-    return (devices - 1) * (link.latency_s + nbytes / devices / link.bandwidth_bytes_per_s)
-
-
-def reduce_scatter_s(nbytes: float, devices: int, link: Link) -> float:
-    """Seconds until each of n devices has 1 / n of the sum of n arrays, each of `nbytes` bytes.
-
-    (n - 1) (latency + nbytes / n / bandwidth)  [Thakur et al. 2005, section 4.3, pairwise exchange].
-    """
-    return (devices - 1) * (link.latency_s + nbytes / devices / link.bandwidth_bytes_per_s)
-
-
-def all_reduce_s(nbytes: float, devices: int, link: Link) -> float:
-    """Seconds until each of n devices has the sum of n arrays, each of `nbytes` bytes.
-
-    2 (n - 1) (latency + nbytes / n / bandwidth), a reduce-scatter and an all-gather [Thakur et al. 2005, section 4.5].
-    """
-    return 2 * (devices - 1) * (link.latency_s + nbytes / devices / link.bandwidth_bytes_per_s)
-
-
-def all_to_all_s(nbytes: float, devices: int, link: Link) -> float:
-    """Seconds until each of n devices has sent 1 / n of its `nbytes` bytes to each of the others.
-
-    (n - 1) (latency + nbytes / n / bandwidth)  [Thakur et al. 2005, section 4.2, pairwise exchange].
-
-    Where each pair of neighbours has a link of its own, as in a TPU's ring, data takes several hops and n / 4 times as
-    long once n is large; within a host n is at most 8.
-    """
-    return (devices - 1) * (link.latency_s + nbytes / devices / link.bandwidth_bytes_per_s)
-
-
-def permute_s(nbytes: float, link: Link) -> float:
-    """Seconds until each device has sent `nbytes` bytes to one other: latency + nbytes / bandwidth."""
-    return link.latency_s + nbytes / link.bandwidth_bytes_per_s
 
 
 def collective_s(device: Device, kind: str, nbytes: float, devices: int) -> float:
@@ -71,12 +40,11 @@ def collective_s(device: Device, kind: str, nbytes: float, devices: int) -> floa
     """
     if devices <= 1:
         return 0.0
-    link = device.inside_host if devices <= device.devices_per_host else device.between_hosts
+    link = device.link(devices)
     if kind not in device.collectives:
         kind, nbytes = _instead(kind, nbytes, devices)
     if kind == "collective_permute":
-        return device.overhead_s + permute_s(nbytes, link)
-    # One formula for the four, so that the ILP's builder, which calls this for every edge, does not branch on.
+        return device.overhead_s + (link.latency_s + nbytes / link.bandwidth_bytes_per_s)
     rounds = 2.0 if kind == "all_reduce" else 1.0
     step_s = link.latency_s + nbytes / devices / link.bandwidth_bytes_per_s
     return device.overhead_s + rounds * (devices - 1) * step_s

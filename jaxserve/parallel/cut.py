@@ -8,12 +8,14 @@ use is sent on past those that do not; so is an output of an early stage.
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
+from jaxserve.model.flat import Atom
 from jaxserve.model.modules import Path, match_module
-from jaxserve.parallel.trace import Atom, Graph
+from jaxserve.parallel.atoms import fixed_vars, variables
+from jaxserve.parallel.trace import Graph
 from jaxserve.parallel.work import flops
 
 _RESHAPING = frozenset({"broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "copy"})
@@ -22,12 +24,26 @@ _ELEMENTWISE = frozenset(
 )
 
 
+class Arguments(NamedTuple):
+    """The variables that the program of a stage takes, in this order.
+
+    Attributes:
+        params: of its params.
+        constants: of what the model closed over.
+        takes: of the values that it takes.
+    """
+
+    params: Sequence[core.Var]
+    constants: Sequence[core.Var]
+    takes: Sequence[core.Var]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stage:
     """One slice of a model's program.
 
     Attributes:
-        program: takes params, constants and values, in this order; returns values.
+        program: takes params, constants and values: see `arguments`; returns values.
         paths: for each equation, the path of its module.
         params: indices of the params of the graph, which are leaves or, once it is hoisted, weights, that it uses.
         constants: arrays that the model closed over.
@@ -46,6 +62,19 @@ class Stage:
     takes: tuple[int, ...]
     gives: tuple[int, ...]
     flops: float
+
+    @property
+    def arguments(self) -> Arguments:
+        """What the program takes, by what it is."""
+        invars, params = self.program.jaxpr.invars, len(self.params)
+        fixed = params + len(self.constants)
+        return Arguments(invars[:params], invars[params:fixed], invars[fixed:])
+
+    @property
+    def fixed(self) -> set[core.Var]:
+        """The variables that depend on no value that it takes and on no effect: as `Graph.fixed`."""
+        params, constants, _ = self.arguments
+        return fixed_vars((*params, *constants), self.program.jaxpr.eqns)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,26 +119,13 @@ def cut_before(graph: Graph, places: Iterable[int]) -> StageGraph:
     return _Cutter(graph, sorted(places)).stage_graph()
 
 
-def fixed_vars(graph: Graph) -> set[core.Var]:
-    """The variables that depend on no input and on no effect: params, constants and what is made of them."""
-    fixed = {*graph.params, *graph.constants}
-    for eqn in graph.eqns:
-        if not eqn.effects and all(var in fixed for var in _variables(eqn.invars)):
-            fixed.update(eqn.outvars)
-    return fixed
-
-
-def _variables(atoms: Iterable[Atom]) -> Iterable[core.Var]:
-    return (atom for atom in atoms if not isinstance(atom, core.Literal))
-
-
 class _Cutter:
     """Assigns equations to stages and numbers the values that pass between them."""
 
     def __init__(self, graph: Graph, places: Sequence[int]) -> None:
         self._graph = graph
         self._bounds = (0, *places, len(graph.eqns))
-        self._fixed = fixed_vars(graph)
+        self._fixed = graph.fixed
         self._maker = {var: place for place, eqn in enumerate(graph.eqns) for var in eqn.outvars}
         self._values: dict[core.Var, int] = {var: index for index, var in enumerate(graph.inputs)}
 
@@ -122,7 +138,7 @@ class _Cutter:
         ends = [*([[]] * (len(slices) - 1)), fixed_outputs]
         eqns = [self._with_fixed(*part) for part in zip(slices, ends, strict=True)]
         takes = [self._takes(part) for part in eqns]
-        wanted = {*(var for part in takes for var in part), *_variables(self._graph.outputs)}
+        wanted = {*(var for part in takes for var in part), *variables(self._graph.outputs)}
         stages: list[Stage] = []
         for part, taken, fixed in zip(eqns, takes, ends, strict=True):
             made = [var for place in part for var in self._graph.eqns[place].outvars]
@@ -150,12 +166,12 @@ class _Cutter:
 
     def live(self) -> list[int]:
         """Places of the equations that stages must run: what moves, and is needed in the end or has an effect."""
-        needed = set(_variables(self._graph.outputs))
+        needed = set(variables(self._graph.outputs))
         live: list[int] = []
         for place in reversed(range(len(self._graph.eqns))):
             eqn = self._graph.eqns[place]
             if eqn.effects or any(var in needed for var in eqn.outvars):
-                needed.update(_variables(eqn.invars))
+                needed.update(variables(eqn.invars))
                 if eqn.effects or any(self._moves(var) for var in eqn.outvars):
                     live.append(place)
         return live[::-1]
@@ -164,29 +180,29 @@ class _Cutter:
         """The places, and those of all equations on params that they or the outputs need, in order."""
         found = set(places)
         pending = [
-            *_variables(outputs),
-            *(var for place in places for var in _variables(self._graph.eqns[place].invars)),
+            *variables(outputs),
+            *(var for place in places for var in variables(self._graph.eqns[place].invars)),
         ]
         while pending:
             var = pending.pop()
             place = self._maker.get(var)
             if place is not None and place not in found and var in self._fixed:
                 found.add(place)
-                pending.extend(_variables(self._graph.eqns[place].invars))
+                pending.extend(variables(self._graph.eqns[place].invars))
         return sorted(found)
 
     def _takes(self, places: Sequence[int]) -> list[core.Var]:
         """The variables that these equations read and others, or the caller, make."""
         made = {var for place in places for var in self._graph.eqns[place].outvars}
-        read = dict.fromkeys(var for place in places for var in _variables(self._graph.eqns[place].invars))
+        read = dict.fromkeys(var for place in places for var in variables(self._graph.eqns[place].invars))
         return [var for var in read if var not in made and self._moves(var)]
 
     def _only_added(self, eqns: Sequence[core.JaxprEqn], gives: Sequence[Atom]) -> frozenset[int]:
         """The params that these equations use elementwise only, whatever their shape is made to be first."""
         same = {var: index for index, var in enumerate(self._graph.params)}  # what is a param but for shape or dtype
-        added = set(same.values()) - {same[var] for var in _variables(gives) if var in same}
+        added = set(same.values()) - {same[var] for var in variables(gives) if var in same}
         for eqn in eqns:
-            used = {same[var] for var in _variables(eqn.invars) if var in same}
+            used = {same[var] for var in variables(eqn.invars) if var in same}
             if used and eqn.primitive.name in _RESHAPING:
                 same.update((var, index) for index in used for var in eqn.outvars)
             elif eqn.primitive.name not in _ELEMENTWISE:
@@ -195,7 +211,7 @@ class _Cutter:
 
     def _stage(self, places: Sequence[int], takes: list[core.Var], gives: list[Atom], numbers: list[int]) -> Stage:
         eqns = [self._graph.eqns[place] for place in places]
-        read = {var for eqn in eqns for var in _variables(eqn.invars)} | set(_variables(gives))
+        read = {var for eqn in eqns for var in variables(eqn.invars)} | set(variables(gives))
         params = [index for index, var in enumerate(self._graph.params) if var in read]
         constants = [var for var in self._graph.constants if var in read]
         program = self._graph.jaxpr.replace(

@@ -19,10 +19,9 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from jaxserve.errors import ConfigError
-from jaxserve.plans.fields import Fields
 
 Backend = Literal["gpu", "tpu", "cpu"]
 
@@ -326,35 +325,3 @@ def device_kind(name: str) -> Device:
             device = DEVICES[kind]
             return dataclasses.replace(device, memory_bytes=int(memory[1]) * _GIB) if memory else device
     raise ConfigError(f"no device of kind {name!r} is described; choose one of {', '.join(sorted(DEVICES))}")
-
-
-def constants_to_json(device: Device) -> dict[str, Any]:
-    """What `jaxserve.runtime.calibrate` measures of a device, for a file."""
-    return {
-        "kind": device.kind,
-        "compute_efficiency": device.compute_efficiency,
-        "memory_efficiency": device.memory_efficiency,
-        "overhead_s": device.overhead_s,
-        "inside_host": dataclasses.asdict(device.inside_host),
-    }
-
-
-def constants_from_json(fields: Fields, device: Device) -> Device:
-    """The described `device` with the constants that a file has for its kind.
-
-    Raises:
-        FileFormatError: a field is missing or wrong, or of another kind of device.
-    """
-    if fields["kind"].text() != device.kind:
-        raise fields["kind"].wrong(f"is {fields['kind'].text()!r}, but the device is of kind {device.kind!r}")
-    link = fields["inside_host"]
-    return dataclasses.replace(
-        device,
-        compute_efficiency=fields["compute_efficiency"].number(above=0),
-        memory_efficiency=fields["memory_efficiency"].number(above=0),
-        overhead_s=fields["overhead_s"].number(),
-        inside_host=Link(
-            bandwidth_bytes_per_s=link["bandwidth_bytes_per_s"].number(above=0),
-            latency_s=link["latency_s"].number(),
-        ),
-    )

@@ -12,13 +12,14 @@ from jax.extend import core
 
 from jaxserve.model import Model
 from jaxserve.model.modules import Path
+from jaxserve.parallel.atoms import nbytes, shape
 from jaxserve.parallel.intra_op import Step
 from jaxserve.parallel.layout import AXES, LogicalMesh, Spec, Transfer
+from jaxserve.parallel.loops import rule_of
 from jaxserve.parallel.names import REPLICATED, Dimensions, strategy
-from jaxserve.parallel.nodes import nbytes
 from jaxserve.parallel.plan import Plan, StagePlan
-from jaxserve.parallel.rules import NONE, Dims, rule, shape
-from jaxserve.parallel.work import fixed_vars
+from jaxserve.parallel.rules import NONE
+from jaxserve.parallel.strategies import spec_of
 
 NO_MODULE = "(no module)"
 
@@ -165,13 +166,10 @@ def explain(plan: Plan, model: Model, bucket: int = -1) -> Explanation:
     """
     row = plan.stages[bucket]
     mesh = LogicalMesh(shape=plan.mesh_shape, device=plan.device)
-    fixed: set[core.Var] = set()
-    for stage in row:
-        fixed |= fixed_vars(_split_arguments(stage)[0], stage.stage.program.jaxpr.eqns)
     dimensions = Dimensions(
         [eqn for stage in row for eqn in stage.stage.program.jaxpr.eqns],
         _named_inputs(row, model),
-        fixed,
+        set[core.Var]().union(*(stage.stage.fixed for stage in row)),
         batch_size=model.buckets[bucket].batch_size,
     )
     root = _root(row)
@@ -236,20 +234,13 @@ def _follows(first: str, second: str) -> bool:
     return bool(before and after and before[1] == after[1] and int(before[2]) + 1 == int(after[2]))
 
 
-def _split_arguments(stage: StagePlan) -> tuple[list[core.Var], list[core.Var]]:
-    """The variables of weights and constants, and those of the values that the stage takes."""
-    variables = list(stage.stage.program.jaxpr.invars)
-    fixed = len(variables) - len(stage.stage.takes)
-    return variables[:fixed], variables[fixed:]
-
-
 def _named_inputs(row: Sequence[StagePlan], model: Model) -> dict[core.Var, Sequence[int | str]]:
     """What enters the program, with the names of its dimensions."""
     specs = list(model.inputs.values())
     return {
         var: specs[value].shape
         for stage in row
-        for var, value in zip(_split_arguments(stage)[1], stage.stage.takes, strict=True)
+        for var, value in zip(stage.stage.arguments.takes, stage.stage.takes, strict=True)
         if 0 <= value < len(specs)
     }
 
@@ -353,9 +344,9 @@ def _operations(stage: StagePlan, root: int, dimensions: Dimensions) -> tuple[He
 
 
 def _alike(eqn: core.JaxprEqn, path: Path, step: Step, dimensions: Dimensions) -> _Alike:
-    its_rule = rule(eqn)
+    its_rule = rule_of(eqn)
     operands = [
-        laid_out(shape(atom), _spec(dims, step.factors))
+        laid_out(shape(atom), spec_of(dims, step.factors))
         for atom, dims in zip(eqn.invars, its_rule.operands, strict=True)
         if shape(atom)
     ]
@@ -369,10 +360,6 @@ def _alike(eqn: core.JaxprEqn, path: Path, step: Step, dimensions: Dimensions) -
         spec=result,
         strategy=named,
     )
-
-
-def _spec(dims: Dims, factors: Sequence[int]) -> Spec:
-    return tuple(dims.index(factor) if factor != NONE and factor in dims else NONE for factor in factors)
 
 
 def _folded(paths: Sequence[Path]) -> str:

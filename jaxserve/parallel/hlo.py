@@ -108,14 +108,6 @@ def collectives(text: str) -> tuple[Collective, ...]:
     return tuple(found)
 
 
-def total_bytes(collectives: Iterable[Collective]) -> dict[Kind, int]:
-    """Bytes on one device by kind, of the kinds that there are; what runs in a loop counts once."""
-    total: collections.Counter[Kind] = collections.Counter()
-    for each in collectives:
-        total[each.kind] += each.nbytes
-    return dict(total)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Instruction:
     """One line, and the computation that it stands in; `attributes` are all that comes behind the opcode."""

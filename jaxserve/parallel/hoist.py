@@ -27,6 +27,7 @@ from jax.extend import core
 from jaxserve.model.flat import Atom
 from jaxserve.model.modules import Path
 from jaxserve.model.params import Shape
+from jaxserve.parallel.atoms import nbytes, variables
 from jaxserve.parallel.trace import Graph
 
 _VIEWS = frozenset({"transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p"})
@@ -146,8 +147,7 @@ class _Reading:
 
     def _note(self, var: Any, key: Any, **attributes: Any) -> None:
         attributes = {"leaves": frozenset(), "operands": (), "viewed": None} | attributes
-        nbytes = math.prod(var.aval.shape) * var.aval.dtype.itemsize
-        self._number[var] = self._expressions.number(key, nbytes=nbytes, graph=self._index, var=var, **attributes)
+        self._number[var] = self._expressions.number(key, nbytes=nbytes(var), graph=self._index, var=var, **attributes)
 
     def _note_results(self, eqn: core.JaxprEqn) -> bool:
         """Makes an equation's results expressions; whether they are any."""
@@ -179,7 +179,7 @@ class _Reading:
         return name in _VIEWS
 
     def _of_leaves(self, atoms: Iterable[Atom]) -> dict[int, None]:
-        numbers = [self._number[atom] for atom in atoms if not isinstance(atom, core.Literal) and atom in self._number]
+        numbers = [self._number[var] for var in variables(atoms) if var in self._number]
         return {number: None for number in numbers if self._expressions[number].leaves}
 
     def program(self, expression: _Expression) -> core.ClosedJaxpr:
@@ -190,9 +190,9 @@ class _Reading:
             place = self._maker.get(pending.pop())
             if place is not None and place not in places:
                 places.add(place)
-                pending.extend(_variables(self.graph.eqns[place].invars))
+                pending.extend(variables(self.graph.eqns[place].invars))
         eqns = [self.graph.eqns[place] for place in sorted(places)]
-        read = {var for eqn in eqns for var in _variables(eqn.invars)}
+        read = {var for eqn in eqns for var in variables(eqn.invars)}
         constants = [var for var in self.graph.constants if var in read]
         jaxpr = self.graph.jaxpr.replace(
             constvars=constants,
@@ -216,7 +216,7 @@ class _Reading:
 
         given = set(here.values())
         outputs = [renamed(atom) for atom in graph.outputs]
-        needed = set(_variables(outputs)) - given
+        needed = set(variables(outputs)) - given
         eqns: dict[int, core.JaxprEqn] = {}
         for place in reversed(self.live):
             eqn = graph.eqns[place]
@@ -227,7 +227,7 @@ class _Reading:
                     results = [core.Var(var.aval) if var in given else var for var in eqn.outvars]
                     eqn = eqn.replace(invars=invars, outvars=results)
                 eqns[place] = eqn
-                needed.update(var for var in _variables(invars) if var not in given)
+                needed.update(var for var in variables(invars) if var not in given)
         kept = sorted(eqns)
         params = tuple(here.get(weight) or core.Var(self._expressions[weight].var.aval) for weight in weights)
         jaxpr = graph.jaxpr.replace(
@@ -339,18 +339,14 @@ def _emptied(graph: Graph, kept: Sequence[int]) -> dict[Path, int]:
 
 def _live(graph: Graph) -> list[int]:
     """Places of the equations whose results are used, or that have an effect."""
-    needed = set(_variables(graph.outputs))
+    needed = set(variables(graph.outputs))
     live: list[int] = []
     for place in reversed(range(len(graph.eqns))):
         eqn = graph.eqns[place]
         if eqn.effects or not needed.isdisjoint(eqn.outvars):
-            needed.update(_variables(eqn.invars))
+            needed.update(variables(eqn.invars))
             live.append(place)
     return live[::-1]
-
-
-def _variables(atoms: Iterable[Atom]) -> Iterable[core.Var]:
-    return (atom for atom in atoms if not isinstance(atom, core.Literal))
 
 
 def _dtype(var: Any) -> Any:

@@ -28,12 +28,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax.extend import core
 
 from jaxserve.errors import PlacementError
+from jaxserve.parallel.atoms import nbytes, shape
 from jaxserve.parallel.layout import LogicalMesh, Spec, Transfer, fits, resharding, resharding_s
-from jaxserve.parallel.nodes import Node, Nodes, Operation, nbytes
-from jaxserve.parallel.rules import NONE, shape
+from jaxserve.parallel.nodes import Node, Nodes, Operation
+from jaxserve.parallel.rules import NONE
 from jaxserve.parallel.selection import Choice, Pair, Selection, select
 from jaxserve.parallel.solutions import Solutions
 from jaxserve.parallel.strategies import Sharder, Way
@@ -74,7 +74,6 @@ class IntraOp:
         seconds: what the stage is estimated to take.
         weights: the spec of each weight.
         takes: of each value that enters.
-        gives: of each result.
         steps: what every operation does, heavy ones first in each node.
         heavy: places of the heads of nodes.
         replicated: names of primitives without a rule, with how often they were met.
@@ -86,7 +85,6 @@ class IntraOp:
     seconds: float
     weights: tuple[Spec, ...]
     takes: tuple[Spec, ...]
-    gives: tuple[Spec, ...]
     steps: tuple[Step, ...]
     heavy: frozenset[int]
     replicated: Mapping[str, int]
@@ -103,8 +101,6 @@ def shard(
     nodes: Nodes,
     mesh: LogicalMesh,
     *,
-    gives: Sequence[Any],
-    takes: Mapping[int, Spec] | None = None,
     weights: Mapping[int, Spec] | None = None,
     stages: Sequence[Sequence[int]] | None = None,
     budget_bytes: float = math.inf,
@@ -117,9 +113,7 @@ def shard(
     Args:
         nodes: the program.
         mesh: its devices.
-        gives: the atoms that it returns.
-        takes: specs of values that enter, by index, where they are given already; the others come from the host.
-        weights: specs of weights that are given already.
+        weights: specs of weights that are given already, by index.
         stages: for each stage that the program will be cut into, the weights that it uses; unless given, there is one.
         budget_bytes: of weights that fit on one device of each stage.
         soft: take a little more than the weights need at least where the budget is less.
@@ -129,7 +123,7 @@ def shard(
     Raises:
         PlacementError: the weights fit in no way.
     """
-    builder = _Builder(nodes, mesh, takes or {}, weights or {}, stages=stages)
+    builder = _Builder(nodes, mesh, weights or {}, stages=stages)
     selection = builder.selection()
     if soft:
         budget_bytes = max(budget_bytes, 1.05 * selection.least_bytes)
@@ -144,7 +138,7 @@ def shard(
         return select(problem, budget_bytes=budget, time_limit_s=time_limit_s)
 
     choice = solutions.choice(selection, budget_bytes, solve) if solutions else solve(selection, budget_bytes)
-    return builder.extract(choice, selection, gives)
+    return builder.extract(choice)
 
 
 def megabytes(nbytes: float) -> str:
@@ -152,11 +146,11 @@ def megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:,.3f} MB"
 
 
-def price(nodes: Nodes, mesh: LogicalMesh, prefer: Mapping[int, Sequence[Spec]], *, gives: Sequence[Any]) -> IntraOp:
+def price(nodes: Nodes, mesh: LogicalMesh, prefer: Mapping[int, Sequence[Spec]]) -> IntraOp:
     """The cheapest sharding in which certain equations give results of these specs: to compare with a plan by hand."""
-    builder = _Builder(nodes, mesh, {}, {}, prefer=prefer)
+    builder = _Builder(nodes, mesh, {}, prefer=prefer)
     selection = builder.selection()
-    return builder.extract(select(selection), selection, gives)
+    return builder.extract(select(selection))
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -196,7 +190,6 @@ class _Builder:
         self,
         nodes: Nodes,
         mesh: LogicalMesh,
-        takes: Mapping[int, Spec],
         weights: Mapping[int, Spec],
         *,
         prefer: Mapping[int, Sequence[Spec]] | None = None,
@@ -204,7 +197,6 @@ class _Builder:
     ) -> None:
         self._nodes = nodes
         self._mesh = mesh
-        self._takes = takes
         self._pins = weights
         self._prefer = prefer or {}
         self._sharder = Sharder(nodes, mesh)
@@ -254,9 +246,7 @@ class _Builder:
         ways: list[Way] = []
         if node.head is None:
             assert node.taken is not None
-            pinned = self._takes.get(node.taken)
-            specs = self._entering_specs(shape(node.values[0])) if pinned is None else [pinned]
-            starts: list[Sequence[Spec]] = [[spec] for spec in specs]
+            starts: list[Sequence[Spec]] = [[spec] for spec in self._entering_specs(shape(node.values[0]))]
         else:
             ways = self._ways(node.head)
             starts = [way.results for way in ways]
@@ -445,7 +435,7 @@ class _Builder:
 
     # the solution
 
-    def extract(self, choice: Choice, selection: Selection, gives: Sequence[Any]) -> IntraOp:
+    def extract(self, choice: Choice) -> IntraOp:
         """What the chosen options mean for each operation, weight and value."""
         steps: list[Step] = []
         specs: list[list[Spec]] = []
@@ -479,7 +469,6 @@ class _Builder:
             seconds=sum(step.seconds for step in steps),
             weights=tuple(weights.get(index, self._mesh.replicated) for index in range(len(self._shapes))),
             takes=tuple(taken[index] for index in range(len(taken))),
-            gives=tuple(self._given(atom, specs) for atom in gives),
             steps=tuple(steps),
             heavy=frozenset(head.place for head in heads),
             replicated=dict(unknown),
@@ -529,7 +518,3 @@ class _Builder:
                         yield from resharding(self._mesh, size, lies, fanned[made])
                     lies = fanned[made]
                 yield from resharding(self._mesh, size, lies, wanted)
-
-    def _given(self, atom: Any, specs: Sequence[Sequence[Spec]]) -> Spec:
-        home = None if isinstance(atom, core.Literal) else self._nodes.home.get(atom)
-        return self._mesh.replicated if home is None else specs[home[0]][home[1]]

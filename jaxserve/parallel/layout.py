@@ -64,11 +64,16 @@ class LogicalMesh:
 
     def shards(self, assigned: Sequence[int]) -> int:
         """Into how many parts something is split, given what each axis splits, or NONE."""
-        return math.prod(size for size, what in zip(self.shape, assigned, strict=True) if what != NONE)
+        return shards(self.shape, assigned)
 
     def seconds(self, transfers: Sequence[Transfer]) -> float:
         """How long collectives take, one after the other."""
         return sum(collective_s(self.device, each.kind, each.nbytes, each.devices) for each in transfers)
+
+
+def shards(mesh_shape: Sequence[int], assigned: Sequence[int]) -> int:
+    """Into how many parts something is split on a mesh of this shape, given what each axis splits, or NONE."""
+    return math.prod(size for size, what in zip(mesh_shape, assigned, strict=True) if what != NONE)
 
 
 def mesh_shapes(devices: int) -> tuple[tuple[int, ...], ...]:

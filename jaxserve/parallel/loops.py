@@ -12,16 +12,17 @@ from typing import Any
 from jax.extend import core
 
 from jaxserve.model.modules import called_jaxpr, scan_counts
-from jaxserve.parallel.rules import NONE, Dims, Rule, opaque, rule, shape
+from jaxserve.parallel.atoms import shape
+from jaxserve.parallel.rules import NONE, Dims, Rule, opaque, rule
 
 Dim = tuple[Any, int]  # one dimension of a variable
 
-_LOOPS = frozenset({"cond", "scan", "while"})
+LOOPS = frozenset({"cond", "scan", "while"})
 
 
 def rule_of(eqn: core.JaxprEqn) -> Rule:
     """The rule of any equation: of its primitive, or of the loop or branch that it is."""
-    if eqn.primitive.name in _LOOPS and not eqn.effects:
+    if eqn.primitive.name in LOOPS and not eqn.effects:
         return _Body().rule(eqn)
     return rule(eqn)
 

@@ -9,7 +9,7 @@
                   (Lepikhin et al. 2020, arXiv 2006.16668, section 3)
     heads         such a dimension of two values, as in attention: Megatron splits it with the columns
     batch         data parallelism
-    features      a free dimension of two values that is none of these
+    features      a free dimension of two values that is none of these; of a loop or a branch, of any value
     contracted    a dimension that two values are multiplied and summed along
     replicated    no dimension: every device does the same
 
@@ -23,8 +23,10 @@ from typing import Any
 from jax.extend import core
 
 from jaxserve.model.signature import BATCH
+from jaxserve.parallel.atoms import shape
 from jaxserve.parallel.intra_op import Step
-from jaxserve.parallel.rules import NONE, Rule, rule, shape
+from jaxserve.parallel.loops import LOOPS, rule_of
+from jaxserve.parallel.rules import NONE, Rule
 
 REPLICATED = "replicated"
 
@@ -57,7 +59,7 @@ class Dimensions:
         self._names: dict[_Dim, str] = {}
         experts: list[_Dim] = []
         for eqn in eqns:
-            its_rule = rule(eqn)
+            its_rule = rule_of(eqn)
             self._join(eqn, its_rule)
             experts += self._experts(eqn, its_rule)
         for dim in experts:
@@ -121,7 +123,7 @@ def strategy(eqn: core.JaxprEqn, step: Step, dimensions: Dimensions) -> tuple[st
         step: what it was decided to do.
         dimensions: of the program that it stands in.
     """
-    its_rule = rule(eqn)
+    its_rule = rule_of(eqn)
     names: list[str] = []
     for axis, factor in enumerate(step.factors):
         if factor == NONE:
@@ -142,9 +144,11 @@ def _factor_name(eqn: core.JaxprEqn, its_rule: Rule, factor: int, dimensions: Di
         return "vocabulary" if factor in its_rule.summed else "column"
     if factor in its_rule.summed:
         return "row" if of_weight else "contracted"
+    known = next(filter(None, (dimensions.name(atom, dim) for atom, dim in of_values)), None)
+    if eqn.primitive.name in LOOPS and of_values:  # what is fixed may be the zeros that it begins with
+        return known or "features"
     if of_weight:  # groups of a convolution are channels in and out
         return "expert" if of_values and eqn.primitive.name == "dot_general" else "column"
-    known = next(filter(None, (dimensions.name(atom, dim) for atom, dim in of_values)), None)
     if known is not None:
         return known
     if weights:

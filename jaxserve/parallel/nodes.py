@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from jaxserve.model.flat import Atom
+from jaxserve.parallel.atoms import nbytes, shape, variables
 from jaxserve.parallel.loops import rule_of
-from jaxserve.parallel.rules import Rule, shape
+from jaxserve.parallel.rules import Rule
 from jaxserve.parallel.work import Work, work
 
 SHORTEST_PERIOD = 4  # nodes
 
 HEAVY = frozenset({"cond", "conv_general_dilated", "dot_general", "gather", "ragged_dot_general", "scan", "while"})
-
-Atom = Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,6 @@ class Operation:
         work: what it costs unsharded.
         operands: where they come from.
         follows: position of the operand whose sharding it follows; None for the head of a node.
-        first: index of its first result among the values of its node.
     """
 
     place: int
@@ -62,7 +61,6 @@ class Operation:
     work: Work
     operands: tuple[Operand, ...]
     follows: int | None
-    first: int
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -91,7 +89,6 @@ class Nodes:
     Attributes:
         eqns: the equations.
         nodes: in program order.
-        home: of every value that depends on what enters: its node, and its index there.
         maker: of every fixed variable that an equation makes: the place of the equation.
         rules: of the equations that make fixed variables, by place.
         weights: the variables of the weights.
@@ -100,7 +97,6 @@ class Nodes:
 
     eqns: Sequence[core.JaxprEqn]
     nodes: tuple[Node, ...]
-    home: dict[core.Var, tuple[int, int]]
     maker: dict[core.Var, int]
     rules: dict[int, Rule]
     weights: dict[core.Var, int]
@@ -126,17 +122,8 @@ class Nodes:
                 found.add(self.weights[var])
             elif var in self.maker:
                 invars = self.eqns[self.maker[var]].invars
-                pending += [atom for atom in invars if not isinstance(atom, core.Literal)]
+                pending += variables(invars)
         return found
-
-
-def nbytes(atom: Atom) -> float:
-    """Bytes of the array that an atom stands for."""
-    dtype = getattr(atom.aval, "dtype", None)
-    count = 1.0
-    for size in shape(atom):
-        count *= size
-    return count * getattr(dtype, "itemsize", 4)
 
 
 def divide(jaxpr: core.Jaxpr, *, weights: Sequence[core.Var], constants: Sequence[core.Var]) -> Nodes:
@@ -161,7 +148,7 @@ class _Divider:
             self._nodes[-1].signature = ("takes", index)
         moving: list[int] = []
         for place, eqn in enumerate(self._jaxpr.eqns):
-            if not eqn.effects and all(isinstance(atom, core.Literal) or atom in self._fixed for atom in eqn.invars):
+            if not eqn.effects and all(var in self._fixed for var in variables(eqn.invars)):
                 self._fixed.update(eqn.outvars)
                 self._maker.update((var, place) for var in eqn.outvars)
                 self._rules[place] = rule_of(eqn)
@@ -176,7 +163,6 @@ class _Divider:
         return Nodes(
             eqns=self._jaxpr.eqns,
             nodes=tuple(self._nodes),
-            home=self._home,
             maker=self._maker,
             rules=self._rules,
             weights=self._weights,
@@ -208,7 +194,6 @@ class _Divider:
             work=cost,
             operands=tuple(self._operand(atom, home, number) for atom, home in zip(eqn.invars, homes, strict=True)),
             follows=follows,
-            first=0 if follows is None else len(self._nodes[number].values),
         )
         if follows is None:
             self._add(Node(head=operation, members=[], values=[], taken=None), eqn.outvars)
@@ -244,11 +229,7 @@ class _Divider:
         """A weight used here, through how many equations; what is small is not told apart."""
         steps = 0
         while var is not None and var in self._maker:
-            fixed = [
-                atom
-                for atom in self._jaxpr.eqns[self._maker[var]].invars
-                if not isinstance(atom, core.Literal) and atom in self._fixed
-            ]
+            fixed = [atom for atom in variables(self._jaxpr.eqns[self._maker[var]].invars) if atom in self._fixed]
             var = max(fixed, key=nbytes, default=None)
             steps += 1
         return None if var is None else (steps, var in self._weights, shape(var))

@@ -22,16 +22,16 @@ from jax.extend import core
 from jaxserve.config import plans_directory
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
+from jaxserve.parallel.atoms import nbytes, shape
 from jaxserve.parallel.clusters import cluster, cluster_at
 from jaxserve.parallel.collectives import collective_s
-from jaxserve.parallel.cut import Stage, StageGraph, cut_before, fixed_vars, position
+from jaxserve.parallel.cut import Stage, StageGraph, cut_before, position
 from jaxserve.parallel.devices import Device
 from jaxserve.parallel.hoist import Derived, hoist
 from jaxserve.parallel.inter_op import Cutting, Objective, choose, pareto
 from jaxserve.parallel.intra_op import IntraOp, Step, megabytes, shard
 from jaxserve.parallel.layout import LogicalMesh, Spec, Transfer, mesh_shapes
-from jaxserve.parallel.nodes import Nodes, divide, nbytes
-from jaxserve.parallel.rules import shape
+from jaxserve.parallel.nodes import Nodes, divide
 from jaxserve.parallel.solutions import Solutions
 from jaxserve.parallel.trace import Graph, trace
 from jaxserve.plans import ParallelConfig
@@ -184,22 +184,75 @@ class _Program:
     nodes: Nodes
     places: list[int]  # of the equations of `stage`, in the graph
 
-    @property
-    def outputs(self) -> Sequence[Any]:
-        return self.stage.program.jaxpr.outvars
-
 
 def _program(graph: Graph) -> _Program:
     stage = cut_before(graph, ()).stages[0]
     place_of = {id(eqn): place for place, eqn in enumerate(graph.eqns)}
     places = [place_of[id(eqn)] for eqn in stage.program.jaxpr.eqns]
-    return _Program(graph, stage, _divide(stage), places)
+    params, constants, _ = stage.arguments
+    return _Program(graph, stage, divide(stage.program.jaxpr, weights=params, constants=constants), places)
 
 
-def _divide(stage: Stage) -> Nodes:
-    jaxpr = stage.program.jaxpr
-    params, constants = len(stage.params), len(stage.constants)
-    return divide(jaxpr, weights=jaxpr.invars[:params], constants=jaxpr.invars[params : params + constants])
+class _ShardedProgram:
+    """One bucket's whole program with its sharding, of which each stage takes its part."""
+
+    def __init__(self, program: _Program, sharding: IntraOp, mesh: LogicalMesh) -> None:
+        self.program = program
+        self.sharding = sharding
+        self.mesh = mesh
+        self._weights = dict(zip(program.stage.params, sharding.weights, strict=True))
+        self._values: dict[Any, Spec] = dict(zip(program.stage.arguments.takes, sharding.takes, strict=True))
+        eqns = program.stage.program.jaxpr.eqns
+        # A stage has the very equations of the whole, elsewhere.
+        self._steps = {id(eqns[step.place]): step for step in sharding.steps}
+        self._heavy = {id(eqns[place]) for place in sharding.heavy}
+        for step in sharding.steps:
+            self._values.update(zip(eqns[step.place].outvars, step.results, strict=True))
+
+    def equation_seconds(self) -> list[float]:
+        """Of each equation of the graph."""
+        seconds = [0.0] * len(self.program.graph.eqns)
+        for step in self.sharding.steps:
+            seconds[self.program.places[step.place]] = step.seconds
+        return seconds
+
+    def weight_bytes(self, weight: int) -> float:
+        """What a weight takes on each of its devices."""
+        return nbytes(self.program.graph.params[weight]) / self.mesh.shards(self._weights[weight])
+
+    def stage_bytes(self, stage: Stage) -> float:
+        """What a stage's weights take on each of its devices."""
+        return sum(map(self.weight_bytes, stage.params))
+
+    def stage_plan(self, stage: Stage) -> StagePlan:
+        """The stage's part."""
+        eqns, outputs = stage.program.jaxpr.eqns, stage.program.jaxpr.outvars
+        taken = stage.arguments.takes
+        steps = {place: self._steps[id(eqn)] for place, eqn in enumerate(eqns) if id(eqn) in self._steps}
+        arriving = sum(
+            nbytes(var) / self.mesh.shards(self._values[var])
+            for var, value in zip(taken, stage.takes, strict=True)
+            if value >= len(self.program.graph.inputs)
+        )
+        return StagePlan(
+            stage=stage,
+            mesh_shape=self.mesh.shape,
+            weights=tuple(self._weights[weight] for weight in stage.params),
+            takes=tuple(self._values[var] for var in taken),
+            gives=tuple(
+                self.mesh.replicated if isinstance(atom, core.Literal) else self._values.get(atom, self.mesh.replicated)
+                for atom in outputs
+            ),
+            steps=steps,
+            heavy=frozenset(place for place, eqn in enumerate(eqns) if id(eqn) in self._heavy),
+            seconds=sum(step.seconds for step in steps.values()) + _passing_s(self.mesh.device, arriving),
+            weight_bytes=self.stage_bytes(stage),
+        )
+
+
+def _passing_s(device: Device, size: float) -> float:
+    """For values on their way from one stage to the next."""
+    return collective_s(device, "collective_permute", size, 2) if size else 0.0
 
 
 class _Planner:
@@ -225,16 +278,16 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._check_memory()
-        mesh, shardings = self._shard(None, self._budget())
-        cuttings, cutting = self._cut(mesh, shardings[-1])
+        sharded = self._shard(None, self._budget())
+        cuttings, cutting = self._cut(sharded[-1])
         stage_graphs = self._stage_graphs(cutting)
         most = self._most_bytes()
-        if any(self._stage_bytes(stage, shardings[-1]) > most for stage in stage_graphs[-1].stages):
+        if any(sharded[-1].stage_bytes(stage) > most for stage in stage_graphs[-1].stages):
             used = [stage.params for stage in stage_graphs[-1].stages]
-            mesh, shardings = self._shard(used, most)
+            sharded = self._shard(used, most)
         stages = tuple(
-            tuple(self._stage_plan(stage, program, sharding, mesh) for stage in stage_graph.stages)
-            for stage_graph, program, sharding in zip(stage_graphs, self._programs, shardings, strict=True)
+            tuple(map(each.stage_plan, stage_graph.stages))
+            for stage_graph, each in zip(stage_graphs, sharded, strict=True)
         )
         return Plan(
             config=self._config,
@@ -244,8 +297,8 @@ class _Planner:
             stages=stages,
             cutting=cutting,
             cuttings=cuttings,
-            replicated=shardings[-1].replicated,
-            statuses=tuple(sharding.status for sharding in shardings),
+            replicated=sharded[-1].sharding.replicated,
+            statuses=tuple(each.sharding.status for each in sharded),
         )
 
     # memory
@@ -299,17 +352,9 @@ class _Planner:
         )
         return total
 
-    def _stage_bytes(self, stage: Stage, sharding: IntraOp) -> float:
-        """What a stage's weights take on each device, with the sharding of the whole program."""
-        program = self._programs[-1]
-        spec_of = dict(zip(program.stage.params, sharding.weights, strict=True))
-        size_of = {program.stage.params[index]: nbytes(var) for var, index in program.nodes.weights.items()}
-        shards = LogicalMesh(shape=sharding.mesh_shape, device=self._device).shards
-        return sum(size_of[weight] / shards(spec_of[weight]) for weight in stage.params if weight in spec_of)
-
     # pass 1
 
-    def _shard(self, used: Sequence[Sequence[int]] | None, budget: float) -> tuple[LogicalMesh, list[IntraOp]]:
+    def _shard(self, used: Sequence[Sequence[int]] | None, budget: float) -> list[_ShardedProgram]:
         """The fastest sharding of every bucket over all meshes; `used` are the weights of each stage."""
         ends = sorted({0, len(self._programs) - 1})
         best: tuple[float, LogicalMesh, dict[int, Spec], dict[int, IntraOp]] | None = None
@@ -327,7 +372,7 @@ class _Planner:
         for index in range(len(self._programs)):
             if index not in found:
                 found[index] = self._shard_one(index, mesh, pins, used, budget)
-        return mesh, [found[index] for index in range(len(self._programs))]
+        return [_ShardedProgram(program, found[index], mesh) for index, program in enumerate(self._programs)]
 
     def _shard_one(
         self,
@@ -346,7 +391,6 @@ class _Planner:
         sharding = shard(
             program.nodes,
             mesh,
-            gives=program.outputs,
             weights=own,
             stages=stages,
             budget_bytes=budget if not own else math.inf,
@@ -360,35 +404,23 @@ class _Planner:
 
     # pass 2
 
-    def _cut(self, mesh: LogicalMesh, sharding: IntraOp) -> tuple[tuple[Cutting, ...], Cutting]:
-        program = self._programs[-1]
-        graph = program.graph
-        seconds = [0.0] * len(graph.eqns)
-        for step in sharding.steps:
-            seconds[program.places[step.place]] = step.seconds
-        fixed = fixed_vars(graph)
+    def _cut(self, sharded: _ShardedProgram) -> tuple[tuple[Cutting, ...], Cutting]:
+        graph, seconds = sharded.program.graph, sharded.equation_seconds()
         if self._cuts:
-            clusters = cluster_at(graph, seconds, [position(graph, name) for name in self._cuts], fixed=fixed)
+            clusters = cluster_at(graph, seconds, [position(graph, name) for name in self._cuts], fixed=graph.fixed)
         else:
-            clusters = cluster(graph, seconds, fixed=fixed, at_least=max(16, 3 * self._config.inter_op))
-        lies = {
-            weight: math.ceil(nbytes(graph.params[weight]) / mesh.shards(spec))
-            for weight, spec in zip(program.stage.params, sharding.weights, strict=True)
-        }
+            clusters = cluster(graph, seconds, fixed=graph.fixed, at_least=max(16, 3 * self._config.inter_op))
+        lies = {weight: math.ceil(sharded.weight_bytes(weight)) for weight in sharded.program.stage.params}
         here = tuple(lies.get(weight, size) for weight, size in enumerate(clusters.weight_bytes))
         clusters = dataclasses.replace(clusters, weight_bytes=here)
         if self._measure is not None and self._config.inter_op > 1:
             slices = cut_before(graph, clusters.places).stages
-            plans = [self._stage_plan(each, program, sharding, mesh) for each in slices]
-            clusters = dataclasses.replace(clusters, seconds=tuple(self._measure(plans)))
-        transfer_s = [self._passing_s(size) for size in clusters.live_bytes]
+            measured = self._measure([sharded.stage_plan(each) for each in slices])
+            clusters = dataclasses.replace(clusters, seconds=tuple(measured))
+        transfer_s = [_passing_s(self._device, size) for size in clusters.live_bytes]
         cuttings = pareto(clusters, stages=self._config.inter_op, transfer_s=transfer_s)
         # a cutting above the budget may still fit once its stages are sharded for it
         return cuttings, choose(cuttings, objective=self._limits.objective)
-
-    def _passing_s(self, size: float) -> float:
-        """For values on their way from one stage to the next."""
-        return collective_s(self._device, "collective_permute", size, 2) if size else 0.0
 
     def _stage_graphs(self, cutting: Cutting) -> list[StageGraph]:
         largest = self._programs[-1].graph
@@ -396,46 +428,6 @@ class _Planner:
             cut_before(program.graph, corresponding(largest, program.graph, cutting.places))
             for program in self._programs
         ]
-
-    # together
-
-    def _stage_plan(self, stage: Stage, program: _Program, sharding: IntraOp, mesh: LogicalMesh) -> StagePlan:
-        whole = program.stage.program.jaxpr
-        spec_of: dict[Any, Spec] = dict(
-            zip(whole.invars[len(whole.invars) - len(sharding.takes) :], sharding.takes, strict=True)
-        )
-        step_of: dict[int, Step] = {}
-        for step in sharding.steps:
-            eqn = whole.eqns[step.place]
-            step_of[id(eqn)] = step
-            spec_of.update(zip(eqn.outvars, step.results, strict=True))
-        heavy = {id(whole.eqns[place]) for place in sharding.heavy}
-        jaxpr = stage.program.jaxpr
-        taken = jaxpr.invars[len(jaxpr.invars) - len(stage.takes) :]
-        steps = {place: step_of[id(eqn)] for place, eqn in enumerate(jaxpr.eqns) if id(eqn) in step_of}
-        lies = dict(zip(program.stage.params, sharding.weights, strict=True))
-        arriving = sum(
-            nbytes(var) / mesh.shards(spec_of[var])
-            for var, value in zip(taken, stage.takes, strict=True)
-            if value >= len(program.graph.inputs)
-        )
-        params = [program.graph.params[weight] for weight in stage.params]
-        return StagePlan(
-            stage=stage,
-            mesh_shape=mesh.shape,
-            weights=tuple(lies[weight] for weight in stage.params),
-            takes=tuple(spec_of[var] for var in taken),
-            gives=tuple(
-                mesh.replicated if isinstance(atom, core.Literal) else spec_of.get(atom, mesh.replicated)
-                for atom in jaxpr.outvars
-            ),
-            steps=steps,
-            heavy=frozenset(place for place, eqn in enumerate(jaxpr.eqns) if id(eqn) in heavy),
-            seconds=sum(step.seconds for step in steps.values()) + self._passing_s(arriving),
-            weight_bytes=sum(
-                nbytes(var) / mesh.shards(lies[weight]) for var, weight in zip(params, stage.params, strict=True)
-            ),
-        )
 
 
 def _most_shards(dims: Sequence[int], devices: int) -> int:

@@ -22,6 +22,8 @@ from typing import Any
 
 from jax.extend import core
 
+from jaxserve.parallel.atoms import shape
+
 Dims = tuple[int, ...]  # for each dimension of an array the factor that it follows, or NONE
 
 NONE = -1
@@ -99,11 +101,6 @@ def rule(eqn: core.JaxprEqn) -> Rule:
         return _elementwise(operands, results)
     maker = _MAKERS.get(name)
     return opaque(eqn) if maker is None or eqn.effects else maker(eqn.params, operands, results)
-
-
-def shape(atom: Any) -> tuple[int, ...]:
-    """The shape of a variable or literal; empty for what has none."""
-    return tuple(getattr(atom.aval, "shape", ()))
 
 
 def opaque(eqn: core.JaxprEqn) -> Rule:

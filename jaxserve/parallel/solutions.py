@@ -25,24 +25,18 @@ class Solutions:
 
     Attributes:
         directory: where they are; made on demand.
-        found: how many problems were not solved again.
-        solved: how many were.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.found = 0
-        self.solved = 0
 
     def choice(self, selection: Selection, budget_bytes: float, solve: Solve) -> Choice:
         """The known solution, or that of `solve`, which is kept if it is known to be the best."""
         path = self.directory / f"{_digest(selection, budget_bytes)}.json"
         known = _read(path, selection)
         if known is not None:
-            self.found += 1
             return known
         choice = solve(selection, budget_bytes)
-        self.solved += 1
         if choice.status == "optimal":
             self._write(path, choice)
         return choice

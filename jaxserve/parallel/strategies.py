@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from jax.extend import core
 
+from jaxserve.parallel.atoms import nbytes, shape
 from jaxserve.parallel.layout import LogicalMesh, Spec, Transfer, fits
-from jaxserve.parallel.nodes import Nodes, Operation, nbytes
-from jaxserve.parallel.rules import NONE, Dims, Rule, shape
+from jaxserve.parallel.nodes import Nodes, Operation
+from jaxserve.parallel.rules import NONE, Dims, Rule
 from jaxserve.parallel.work import seconds
 
 
@@ -37,8 +38,8 @@ class Way:
     seconds: float
 
 
-def _inverse(dims: Dims, factors: Sequence[int]) -> Spec:
-    """For each axis the dimension that follows its factor."""
+def spec_of(dims: Dims, factors: Sequence[int]) -> Spec:
+    """For each axis the dimension that follows its factor, of those of an array."""
     return tuple(dims.index(factor) if factor != NONE and factor in dims else NONE for factor in factors)
 
 
@@ -62,8 +63,8 @@ class Sharder:
     def way(self, operation: Operation, factors: tuple[int, ...], scatter: Sequence[int] = ()) -> Way:
         """The operation with these factors split; `scatter` has for each axis a dimension of the result or NONE."""
         rule, eqn = operation.rule, self._nodes.eqns[operation.place]
-        operands = tuple(_inverse(dims, factors) for dims in rule.operands)
-        results = [_inverse(dims, factors) for dims in rule.results]
+        operands = tuple(spec_of(dims, factors) for dims in rule.operands)
+        results = [spec_of(dims, factors) for dims in rule.results]
         cost = seconds(operation.work, self._mesh.device, self._mesh.shards(factors))
         after: list[Transfer] = []
         summed = [axis for axis, factor in enumerate(factors) if factor != NONE and factor in rule.summed]
@@ -147,7 +148,7 @@ class Sharder:
         for atom, operand in zip(eqn.invars, rule.operands, strict=True):
             if isinstance(atom, core.Literal):
                 continue
-            wanted = _inverse(operand, factors)
+            wanted = spec_of(operand, factors)
             if not fits(self._mesh, shape(atom), wanted):
                 wanted = self._mesh.replicated
             for weight, wants in self.wants_of_weights(atom, wanted).items():

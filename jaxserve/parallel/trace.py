@@ -14,6 +14,7 @@ from jax.extend import core
 from jaxserve.model import Bucket, Model
 from jaxserve.model.flat import Atom, flatten_program
 from jaxserve.model.modules import Path
+from jaxserve.parallel.atoms import fixed_vars
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +43,11 @@ class Graph:
     def eqns(self) -> Sequence[core.JaxprEqn]:
         """The equations, in the order in which they were traced."""
         return self.jaxpr.eqns
+
+    @property
+    def fixed(self) -> set[core.Var]:
+        """The variables that depend on no input and on no effect: params, constants and what is made of them."""
+        return fixed_vars((*self.params, *self.constants), self.eqns)
 
     @property
     def outputs(self) -> Sequence[Atom]:

@@ -24,9 +24,9 @@ from typing import Any
 
 from jax.extend import core
 
+from jaxserve.model.flat import Atom
+from jaxserve.parallel.atoms import nbytes, shape, variables
 from jaxserve.parallel.devices import Device
-
-Atom = Any  # a core.Var or a core.Literal
 
 
 def _names(text: str) -> frozenset[str]:
@@ -106,15 +106,6 @@ def seconds(work: Work, device: Device, shards: int = 1) -> float:
     return max(compute_s, memory_s) / shards + work.kernels * device.overhead_s
 
 
-def fixed_vars(params: Iterable[core.Var], eqns: Iterable[core.JaxprEqn]) -> set[core.Var]:
-    """The variables that depend on no input and on no effect: params (and constants) and what is made of them."""
-    fixed = set(params)
-    for eqn in eqns:
-        if not eqn.effects and all(var in fixed for var in _variables(eqn.invars)):
-            fixed.update(eqn.outvars)
-    return fixed
-
-
 def work(
     eqns: Sequence[core.JaxprEqn],
     *,
@@ -127,7 +118,7 @@ def work(
         eqns: in the order in which they run.
         outputs: what must lie in memory at the end; an equation on which none of it depends costs nothing. Unless
             given, all variables that no equation reads.
-        free: variables that were computed at load, as `fixed_vars`: their equations cost nothing. Reading them does,
+        free: variables that were computed at load, as `Graph.fixed`: their equations cost nothing. Reading them does,
             unless they are a broadcast or the like of something smaller, which is then read instead.
     """
     return _Fusion(eqns, outputs, free).work()
@@ -157,24 +148,24 @@ def flops(eqn: core.JaxprEqn) -> float:
 
 def _product_flops(eqn: core.JaxprEqn) -> float:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = _shape(eqn.invars[0])
-    return 2.0 * _size(eqn.outvars[0]) * math.prod(shape[axis] for axis in contracted)
+    dims = shape(eqn.invars[0])
+    return 2.0 * _size(eqn.outvars[0]) * math.prod(dims[axis] for axis in contracted)
 
 
 def _ragged_product_flops(eqn: core.JaxprEqn) -> float:
     """Each row is multiplied by the matrix of its group only."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
-    shape = _shape(eqn.invars[0])
-    result = _shape(eqn.outvars[0])
+    dims = shape(eqn.invars[0])
+    result = shape(eqn.outvars[0])
     # Where the ragged dimension is summed over, the result has one matrix for each group, each of a part of the sum.
     groups = result[0] if set(numbers.lhs_ragged_dimensions) <= set(contracted) else 1
-    return 2.0 * math.prod(result) / max(groups, 1) * math.prod(shape[axis] for axis in contracted)
+    return 2.0 * math.prod(result) / max(groups, 1) * math.prod(dims[axis] for axis in contracted)
 
 
 def _convolution_flops(eqn: core.JaxprEqn) -> float:
     """Twice, for each result, the kernel's elements of one output feature: those of its feature group."""
-    kernel = _shape(eqn.invars[1])
+    kernel = shape(eqn.invars[1])
     features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     # Of a dilated input only every so many elements are not zero.
     return 2.0 * _size(eqn.outvars[0]) * math.prod(kernel) / max(features, 1) / math.prod(eqn.params["lhs_dilation"])
@@ -182,7 +173,7 @@ def _convolution_flops(eqn: core.JaxprEqn) -> float:
 
 def _sort_flops(eqn: core.JaxprEqn) -> float:
     """Of each row of n elements n log2 n comparisons."""
-    length = _shape(eqn.invars[0])[eqn.params["dimension"]]
+    length = shape(eqn.invars[0])[eqn.params["dimension"]]
     return float(_size(eqn.invars[0])) * max(1.0, math.log2(max(length, 1)))
 
 
@@ -247,9 +238,9 @@ class _Fusion:
         self._readers: dict[core.Var, int] = {}
         self._users: dict[core.Var, frozenset[int]] = {}
         if outputs is None:
-            read = {var for eqn in eqns for var in _variables(eqn.invars)}
+            read = {var for eqn in eqns for var in variables(eqn.invars)}
             outputs = [var for eqn in eqns for var in eqn.outvars if var not in read]
-        self._stored.update(_variables(outputs))
+        self._stored.update(variables(outputs))
         self._needed = set(self._stored)
         self._sources: dict[core.Var, dict[core.Var, float]] = {}
         self._fused_flops: dict[int, float] = {}
@@ -266,7 +257,7 @@ class _Fusion:
         results = eqn.outvars
         if not eqn.effects and not any(var in self._needed for var in results):
             return
-        operands = list(_variables(eqn.invars))
+        operands = list(variables(eqn.invars))
         self._needed.update(operands)
         if self._is_free(eqn):
             return
@@ -311,7 +302,7 @@ class _Fusion:
             return self._elementwise(index, eqn)
         if name in _REDUCTIONS:
             return self._reduction(index, eqn)
-        self._sources.update((var, {var: _nbytes(var)}) for var in eqn.outvars)
+        self._sources.update((var, {var: nbytes(var)}) for var in eqn.outvars)
         if name == "optimization_barrier":
             return FREE
         bodies = _bodies(eqn) if name not in _SCATTERS and name not in _FLOPS else []
@@ -323,7 +314,7 @@ class _Fusion:
         """What is computed at load is read from memory, but not a broadcast of something smaller."""
         name = eqn.primitive.name
         for var in eqn.outvars:
-            sources = {var: _nbytes(var)}
+            sources: dict[core.Var, float] = {var: nbytes(var)}
             if (name in _VIEWS or _fuses(name)) and var not in self._stored:
                 smaller = self._sources_of(eqn.invars)
                 sources = min(smaller, sources, key=lambda each: sum(each.values()))
@@ -331,7 +322,7 @@ class _Fusion:
 
     def _elementwise(self, index: int, eqn: core.JaxprEqn) -> Work:
         sources = self._sources_of(eqn.invars)
-        written = float(sum(map(_nbytes, eqn.outvars)))
+        written = float(sum(map(nbytes, eqn.outvars)))
         if eqn.primitive.name in _SLICES:
             sources = {var: min(read, written) for var, read in sources.items()}
         read = sum(sources.values())
@@ -341,7 +332,7 @@ class _Fusion:
         # What one equation alone reads is a part of that one, which decides for both.
         read_often = sum(self._readers.get(var, 0) for var in eqn.outvars) > 1
         if stored or (read_often and len(users) * read > read + written + len(users) * written):
-            self._sources.update((var, {var: _nbytes(var)}) for var in eqn.outvars)
+            self._sources.update((var, {var: nbytes(var)}) for var in eqn.outvars)
             return self._kernel(index, eqn, read + written)
         self._sources.update((var, sources) for var in eqn.outvars)
         user = min(users, default=index)
@@ -350,9 +341,9 @@ class _Fusion:
 
     def _reduction(self, index: int, eqn: core.JaxprEqn) -> Work:
         sources = self._sources_of(eqn.invars)
-        self._sources.update((var, {var: _nbytes(var)}) for var in eqn.outvars)
-        written = float(sum(map(_nbytes, eqn.outvars)))
-        sibling = (_shape(eqn.invars[0]), eqn.params.get("axes"), frozenset(sources))
+        self._sources.update((var, {var: nbytes(var)}) for var in eqn.outvars)
+        written = float(sum(map(nbytes, eqn.outvars)))
+        sibling = (shape(eqn.invars[0]), eqn.params.get("axes"), frozenset(sources))
         if eqn.params.get("axes") is not None and sibling in self._reductions:
             return dataclasses.replace(self._kernel(index, eqn, written), kernels=0)
         self._reductions.add(sibling)
@@ -366,31 +357,31 @@ class _Fusion:
     def _sources_of(self, atoms: Iterable[Atom]) -> dict[core.Var, float]:
         """What must be read for these, each array once."""
         found: list[dict[core.Var, float]] = []
-        for var in dict.fromkeys(_variables(atoms)):
+        for var in dict.fromkeys(variables(atoms)):
             sources = self._sources.get(var)
-            found.append({var: _nbytes(var)} if sources is None else sources)
+            found.append({var: nbytes(var)} if sources is None else sources)
         if len(found) == 1:
             return found[0]  # never changed in place
         merged: dict[core.Var, float] = {}
         for sources in found:
-            for var, nbytes in sources.items():
-                merged[var] = max(nbytes, merged.get(var, 0.0))
+            for var, read in sources.items():
+                merged[var] = max(read, merged.get(var, 0.0))
         return merged
 
     def _moved(self, eqn: core.JaxprEqn) -> float:
         """Bytes that a kernel other than a fusion reads and writes."""
         name = eqn.primitive.name
-        written = float(sum(map(_nbytes, eqn.outvars)))
+        written = float(sum(map(nbytes, eqn.outvars)))
         if name == "gather":
-            return written + _nbytes(eqn.invars[1]) + written
+            return written + nbytes(eqn.invars[1]) + written
         if name == "dynamic_update_slice":  # in place
-            return 2.0 * _nbytes(eqn.invars[1])
+            return 2.0 * nbytes(eqn.invars[1])
         if name in _SCATTERS:  # in place, and all but `scatter` read what they change
-            indices, updates = (_nbytes(atom) for atom in eqn.invars[1:])
+            indices, updates = (nbytes(atom) for atom in eqn.invars[1:])
             return indices + (2.0 if name == "scatter" else 3.0) * updates
         read = sum(self._sources_of(eqn.invars).values())
         if name == "sort":  # a radix sort, eight bits of the key at a time [Merrill and Grimshaw 2011]
-            return (read + written) * _item_bytes(eqn.invars[0])
+            return (read + written) * _itemsize(eqn.invars[0])
         return read + written
 
 
@@ -414,24 +405,12 @@ def _fuses(name: str) -> bool:
     return name in _ELEMENTWISE or name in _MOVES or name in _SLICES
 
 
-def _variables(atoms: Iterable[Atom]) -> Iterable[core.Var]:
-    return (atom for atom in atoms if not isinstance(atom, core.Literal))
-
-
-def _shape(atom: Atom) -> tuple[int, ...]:
-    return getattr(atom.aval, "shape", ())
-
-
 def _size(atom: Atom) -> int:
-    return math.prod(_shape(atom))
+    return math.prod(shape(atom))
 
 
-def _item_bytes(atom: Atom) -> int:
-    return getattr(getattr(atom.aval, "dtype", None), "itemsize", 0)
-
-
-def _nbytes(atom: Atom) -> float:
-    return float(_size(atom) * _item_bytes(atom))
+def _itemsize(array: Any) -> int:
+    return array.aval.dtype.itemsize
 
 
 def _dtype(eqn: core.JaxprEqn) -> str:

@@ -142,7 +142,7 @@ def _with_memory(device: Device, bench: _Bench, sizes: _Sizes) -> Device:
 
 
 def _with_link(device: Device, bench: _Bench, sizes: _Sizes) -> Device:
-    """All-reduces of two sizes: their difference is the bandwidth's, the rest latency; as `all_reduce_s` has it."""
+    """All-reduces of two sizes: their difference is the bandwidth's, the rest latency; as `collective_s` has it."""
     if bench.count == 1:
         return device
 

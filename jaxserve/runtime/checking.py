@@ -5,10 +5,9 @@ from typing import Any
 
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
-from jaxserve.parallel import Plan, StagePlan, sharded
+from jaxserve.parallel import Plan
 from jaxserve.parallel.check import Comparison, compare
-from jaxserve.runtime.compiled import LoweredStage, make_mesh
-from jaxserve.runtime.weights import Weight, lay_out
+from jaxserve.runtime.compiled import lower_alone
 
 
 def check(plan: Plan, model: Model, devices: Sequence[Any], *, bucket: int = -1) -> tuple[Comparison, ...]:
@@ -33,20 +32,10 @@ def check(plan: Plan, model: Model, devices: Sequence[Any], *, bucket: int = -1)
     return tuple(
         compare(
             stage,
-            _compiled_text(plan, stage, devices[number * size : (number + 1) * size]),
+            lower_alone(stage, devices[number * size : (number + 1) * size]).compile().call.as_text(),
             platform=devices[0].platform,
             bucket=str(model.buckets[bucket]),
             stage=number,
         )
         for number, stage in enumerate(plan.stages[bucket])
     )
-
-
-def _compiled_text(plan: Plan, stage: StagePlan, devices: Sequence[Any]) -> str:
-    specs = sharded(stage)
-    mesh = make_mesh(devices, specs.mesh)
-    weights = [
-        Weight(index=index, shape=plan.weights[index].shape, spec=spec, added=index in stage.stage.added)
-        for index, spec in zip(stage.stage.params, specs.params, strict=True)
-    ]
-    return LoweredStage(stage.stage, specs, lay_out(weights, mesh), mesh).compile().call.as_text()

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxserve.parallel import Sharded, Stage, constrained
-from jaxserve.runtime.weights import Layout
+from jaxserve.parallel import Sharded, Stage, StagePlan, constrained, sharded
+from jaxserve.runtime.weights import Layout, Weight, lay_out
 
 # A constant that the model closed over is written into the program up to this size, and passed to it above.
 EMBED_UP_TO_BYTES = 4096
@@ -48,22 +48,17 @@ class LoweredStage:
         arguments: shape and sharding of each argument.
     """
 
-    def __init__(self, stage: Stage, sharded: Sharded, layout: Layout, mesh: Mesh) -> None:
+    def __init__(self, stage: Stage, specs: Sharded, layout: Layout, mesh: Mesh) -> None:
         self._stage = stage
         self._layout = layout
-        self._run = constrained(stage.program, sharded.constraints, mesh, arrivals=sharded.arrivals)
+        self._run = constrained(stage.program, specs.constraints, mesh, arrivals=specs.arrivals)
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._takes = tuple(NamedSharding(mesh, spec) for spec in sharded.takes)
+        self._takes = tuple(NamedSharding(mesh, spec) for spec in specs.takes)
         self._passed = [constant for constant in stage.constants if constant.nbytes > EMBED_UP_TO_BYTES]
-        variables = stage.program.jaxpr.invars
-        values = [
-            jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
-            for var in variables[len(variables) - len(stage.takes) :]
-        ]
         shapes = [
             *(slot.shape for slot in layout.slots),
             *(jax.ShapeDtypeStruct(constant.shape, constant.dtype) for constant in self._passed),
-            *values,
+            *map(_shape, stage.arguments.takes),
         ]
         shardings = (
             *(slot.sharding for slot in layout.slots),
@@ -71,7 +66,7 @@ class LoweredStage:
             *self._takes,
         )
         self.arguments = tuple(zip(shapes, shardings, strict=True))
-        gives = tuple(NamedSharding(mesh, spec) for spec in sharded.gives)
+        gives = tuple(NamedSharding(mesh, spec) for spec in specs.gives)
         self._lowered = jax.jit(self._program, in_shardings=shardings, out_shardings=list(gives)).lower(*shapes)
 
     def _program(self, *arguments: jax.Array) -> list[jax.Array]:
@@ -101,6 +96,21 @@ class LoweredStage:
             take_shardings=self._takes,
             activation_bytes=_activation_bytes(compiled, self._layout.bytes_per_device),
         )
+
+
+def lower_alone(plan: StagePlan, devices: Sequence[Any]) -> LoweredStage:
+    """A planned stage, or a slice of the program, whose weights are laid out for it alone; it needs none of them."""
+    stage, specs = plan.stage, sharded(plan)
+    mesh = make_mesh(devices, specs.mesh)
+    weights = [
+        Weight(index=index, shape=_shape(var), spec=spec, added=index in stage.added)
+        for index, var, spec in zip(stage.params, stage.arguments.params, specs.params, strict=True)
+    ]
+    return LoweredStage(stage, specs, lay_out(weights, mesh), mesh)
+
+
+def _shape(var: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
 
 
 def _activation_bytes(compiled: Any, weight_bytes: int) -> int:

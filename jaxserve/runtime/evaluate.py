@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxserve.parallel.atoms import variables
+
 
 def host_device() -> Any:
     """The device that is the host itself; jax's first one, where it was told to keep no CPU backend."""
@@ -28,11 +30,11 @@ def evaluate(program: core.ClosedJaxpr, arguments: Sequence[Any]) -> Any:
     values.update(zip(jaxpr.invars, arguments, strict=True))
     with jax.default_device(host_device()):
         for eqn in jaxpr.eqns:
-            variables = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, core.Literal)))
-            operands = [values[var] for var in variables]
+            taken = list(dict.fromkeys(variables(eqn.invars)))
+            operands = [values[var] for var in taken]
             results = _view(eqn, operands)
             if results is None:
-                one = jaxpr.replace(constvars=[], invars=variables, outvars=eqn.outvars, eqns=[eqn])
+                one = jaxpr.replace(constvars=[], invars=taken, outvars=eqn.outvars, eqns=[eqn])
                 results = core.jaxpr_as_fun(core.ClosedJaxpr(one, []))(*operands)
             values.update(zip(eqn.outvars, results, strict=True))
     return values[jaxpr.outvars[0]]

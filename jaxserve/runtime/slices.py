@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxserve.parallel import StagePlan, sharded
-from jaxserve.runtime.compiled import LoweredStage, make_mesh
-from jaxserve.runtime.weights import Weight, lay_out
+from jaxserve.parallel import StagePlan
+from jaxserve.runtime.compiled import lower_alone
 
 RUNS = 5
 
@@ -31,24 +30,13 @@ def measure_slices(
     known: dict[str, float] = {}
     seconds: list[float] = []
     for plan in plans:
-        lowered = _lower(plan, devices)
+        lowered = lower_alone(plan, devices)
         text = lowered.text
         if text not in known:
             arguments = [jax.device_put(np.zeros(each.shape, each.dtype), lies) for each, lies in lowered.arguments]
             known[text] = _median_s(lowered.compile().call, arguments, clock)
         seconds.append(known[text])
     return seconds
-
-
-def _lower(plan: StagePlan, devices: Sequence[Any]) -> LoweredStage:
-    specs = sharded(plan)
-    mesh = make_mesh(devices, specs.mesh)
-    program = plan.stage.program.jaxpr
-    weights = [
-        Weight(index=index, shape=var.aval, spec=spec, added=False)
-        for index, var, spec in zip(plan.stage.params, program.invars, specs.params, strict=False)
-    ]
-    return LoweredStage(plan.stage, specs, lay_out(weights, mesh), mesh)
 
 
 def _median_s(call: Any, arguments: Sequence[jax.Array], clock: Callable[[], float]) -> float:

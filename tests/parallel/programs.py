@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.model import Model, TensorSpec
@@ -16,13 +17,15 @@ from jaxserve.models.bert import Bert, BertConfig
 from jaxserve.models.gpt import Gpt, GptConfig
 from jaxserve.models.moe import Moe, MoeConfig
 from jaxserve.parallel import StagePlan, constrained, cut, hoist, sharded, trace
+from jaxserve.parallel.atoms import nbytes
 from jaxserve.parallel.cut import Stage
 from jaxserve.parallel.devices import DEVICES, Device
 from jaxserve.parallel.hlo import Collective, collectives
 from jaxserve.parallel.intra_op import IntraOp, shard
-from jaxserve.parallel.layout import AXES, LogicalMesh, Transfer
-from jaxserve.parallel.nodes import Nodes, divide, nbytes
+from jaxserve.parallel.layout import AXES, LogicalMesh, Spec, Transfer
+from jaxserve.parallel.nodes import Nodes, divide
 from jaxserve.parallel.plan import EVEN_SLACK
+from jaxserve.parallel.rules import NONE
 
 H100 = DEVICES["h100"]
 CPU = DEVICES["cpu"]
@@ -53,9 +56,16 @@ class Program:
     def eqns(self) -> Sequence[Any]:
         return self.nodes.eqns
 
-    @property
-    def outputs(self) -> Sequence[Any]:
-        return self.stage.program.jaxpr.outvars
+    def gives(self, plan: IntraOp) -> tuple[Spec, ...]:
+        """The specs of the outputs under a plan of the whole."""
+        specs: dict[Any, Spec] = dict(zip(self.stage.arguments.takes, plan.takes, strict=True))
+        for step in plan.steps:
+            specs.update(zip(self.eqns[step.place].outvars, step.results, strict=True))
+        whole = (NONE,) * len(plan.mesh_shape)
+        return tuple(
+            whole if isinstance(atom, core.Literal) else specs.get(atom, whole)
+            for atom in self.stage.program.jaxpr.outvars
+        )
 
     @property
     def weight_bytes(self) -> float:
@@ -87,20 +97,19 @@ class Program:
         if budget is None:
             options.update(soft=True)
             budget = self.even_bytes(mesh.size)
-        return shard(self.nodes, mesh, gives=self.outputs, budget_bytes=budget, **options)
+        return shard(self.nodes, mesh, budget_bytes=budget, **options)
 
 
 def program(model: Model, *, bucket: int = 0) -> Program:
     (graph,), weights = hoist([trace(model, model.buckets[bucket])])
     (stage,) = cut(graph, ()).stages
     path_of = {id(eqn): "/".join(path) for eqn, path in zip(graph.eqns, graph.paths, strict=True)}
-    jaxpr = stage.program.jaxpr
-    params, constants = len(stage.params), len(stage.constants)
+    params, constants, _ = stage.arguments
     return Program(
         stage=stage,
-        nodes=divide(jaxpr, weights=jaxpr.invars[:params], constants=jaxpr.invars[params : params + constants]),
+        nodes=divide(stage.program.jaxpr, weights=params, constants=constants),
         leaves=tuple(model.param_paths[weights[index].leaves[0]] for index in stage.params),
-        paths=tuple(path_of[id(eqn)] for eqn in jaxpr.eqns),
+        paths=tuple(path_of[id(eqn)] for eqn in stage.program.jaxpr.eqns),
     )
 
 
@@ -195,7 +204,7 @@ def compiled_collectives(program: Program, plan: IntraOp) -> tuple[Collective, .
             mesh_shape=plan.mesh_shape,
             weights=plan.weights,
             takes=plan.takes,
-            gives=plan.gives,
+            gives=program.gives(plan),
             steps={step.place: step for step in plan.steps},
             heavy=plan.heavy,
             seconds=plan.seconds,

@@ -1,19 +1,11 @@
 """Devices are found by the names that jax reports, and what their descriptions say makes sense."""
 
-import json
 import re
 
 import pytest
 
-from jaxserve.errors import ConfigError, FileFormatError
-from jaxserve.parallel.devices import (
-    COLLECTIVES,
-    DEVICES,
-    constants_from_json,
-    constants_to_json,
-    device_kind,
-)
-from jaxserve.plans.fields import Fields
+from jaxserve.errors import ConfigError
+from jaxserve.parallel.devices import COLLECTIVES, DEVICES, device_kind
 
 GIB = 2**30
 
@@ -89,23 +81,3 @@ def test_descriptions_make_sense(device):
 )
 def test_peaks_of_dtypes_that_a_device_has_or_computes_by_others(kind, dtype, peak):
     assert DEVICES[kind].peak(dtype) == pytest.approx(peak)
-
-
-def test_constants_go_to_json_and_back():
-    described = DEVICES["h100"]
-    text = json.dumps(constants_to_json(described))
-    assert constants_from_json(Fields(json.loads(text), "", "FILE"), described) == described
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"kind": "a100"}, "FILE: kind is 'a100', but the device is of kind 'h100'"),
-        ({"memory_efficiency": 0}, "FILE: memory_efficiency is 0, but must be greater than 0"),
-        ({"inside_host": {"bandwidth_bytes_per_s": 1}}, "FILE: inside_host.latency_s is missing"),
-    ],
-)
-def test_constants_in_json_are_checked(change, message):
-    value = constants_to_json(DEVICES["h100"]) | change
-    with pytest.raises(FileFormatError, match=re.escape(message)):
-        constants_from_json(Fields(value, "", "FILE"), DEVICES["h100"])

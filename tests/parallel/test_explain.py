@@ -15,6 +15,7 @@ from jaxserve import Model, ParallelConfig, TensorSpec, models
 from jaxserve.models.bert import TINY
 from jaxserve.parallel import Limits, device_kind, plan_model
 from jaxserve.parallel.explain import NO_MODULE, Explanation, compact, explain, laid_out
+from tests.parallel.loops import looping, recurrent
 
 BERT = models.bert(dataclasses.replace(TINY, layers=6), batch_sizes=(1, 4), lengths=(16,))
 H100 = device_kind("H100")
@@ -127,6 +128,22 @@ def test_what_has_no_rule_and_no_module() -> None:
     unknown = [each for each in stage.operations if each.primitive in explanation.without_rule]
     assert unknown
     assert {each.strategy for each in unknown} == {("replicated",)}
+
+
+@pytest.mark.parametrize(
+    ("model", "primitive", "values", "result", "expected"),
+    [
+        (recurrent(), "scan", ("[2/x,8]", "[2/x,8]", "[5,2/x,8]"), "[2/x,8]", "batch"),  # the carry, and the steps
+        (looping(), "cond", ("[8,8/x]", "[8,8/x]", "[2,8]"), "[2,8/x]", "column"),  # a weight of each branch
+    ],
+    ids=["lstm", "branches"],
+)
+def test_loops_and_branches(model: Model, primitive: str, values: tuple[str, ...], result: str, expected: str) -> None:
+    (stage,) = explain(plan_model(model, ParallelConfig(2, 1), H100), model).stages
+    (each,) = (each for each in stage.operations if each.primitive == primitive)
+    assert (each.result, each.strategy) == (result, (expected,))
+    assert each.operands[-3:] == values
+    assert not any("/x" in operand for operand in each.operands[:-3])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
-from jaxserve.parallel.hlo import Collective, collectives, total_bytes
+from jaxserve.parallel.hlo import Collective, collectives
 
 P = jax.P
 
@@ -105,7 +105,8 @@ def test_collectives_that_xla_combined_count_all_their_arrays():
         return first + second
 
     found = collectives(compiled_text(function, [(16, 16)], [P("y")], P()))
-    assert total_bytes(found) == {"all_reduce": (4 * 16 + 16) * 4}
+    assert {each.kind for each in found} == {"all_reduce"}
+    assert sum(each.nbytes for each in found) == (4 * 16 + 16) * 4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int32", "bool", "complex64"])
@@ -120,7 +121,6 @@ def test_real_dtypes(dtype):
 def test_one_device_exchanges_nothing():
     text = jax.jit(lambda x: jnp.sum(jnp.tanh(x) @ x.T)).lower(jnp.ones((4, 4))).compile().as_text()
     assert collectives(text) == ()
-    assert total_bytes(()) == {}
 
 
 HEADER = "HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}, num_partitions=8\n\n"
@@ -197,7 +197,7 @@ def test_permutes_connect_devices(pairs, size):
 )
 def test_shapes(shape, nbytes):
     line = f"ROOT %all-reduce = {shape} all-reduce(%a, %b, /*index=2*/%c), replica_groups={{}}, to_apply=%add"
-    assert total_bytes(collectives(program(line))) == {"all_reduce": nbytes}
+    assert [(each.kind, each.nbytes) for each in collectives(program(line))] == [("all_reduce", nbytes)]
 
 
 # In the forms that XLA prints for GPUs and TPUs, with operands renamed; written by hand.
@@ -235,14 +235,6 @@ def test_pairs_of_start_and_done_count_once():
         ("collective_broadcast", 20, 2),
     ]
     assert found[0].name == "jit(f)/layers_0/up/dot_general"
-    assert total_bytes(found) == {
-        "all_gather": 2176,
-        "all_reduce": 64,
-        "collective_permute": 32,
-        "reduce_scatter": 256,
-        "all_to_all": 32,
-        "collective_broadcast": 20,
-    }
 
 
 WRAPPED = (

@@ -12,10 +12,11 @@ from jax import lax
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model, TensorSpec
 from jaxserve.parallel import Limits
+from jaxserve.parallel.atoms import shape
 from jaxserve.parallel.devices import DEVICES
 from jaxserve.parallel.intra_op import _Builder, price, shard
 from jaxserve.parallel.layout import LogicalMesh, fits
-from jaxserve.parallel.rules import NONE, shape
+from jaxserve.parallel.rules import NONE
 from jaxserve.parallel.selection import select
 from jaxserve.plans import ParallelConfig
 from jaxserve.runtime import load
@@ -49,11 +50,11 @@ def split(program, plan, name):
 @pytest.mark.parametrize("make", [bert, gpt, moe])
 def test_steps_take_what_the_selection_costs(make, kind, shape):
     program = make(layers=4, batch=4)
-    builder = _Builder(program.nodes, LogicalMesh(shape=shape, device=DEVICES[kind]), {}, {})
+    builder = _Builder(program.nodes, LogicalMesh(shape=shape, device=DEVICES[kind]), {})
     selection = builder.selection()
     for budget in (math.inf, 1.1 * selection.least_bytes):
         choice = select(selection, budget_bytes=budget, time_limit_s=0)
-        plan = builder.extract(choice, selection, program.outputs)
+        plan = builder.extract(choice)
         assert plan.seconds == pytest.approx(selection.cost(choice.options), rel=1e-9)
         assert plan.weight_bytes == pytest.approx(selection.bytes(choice.options).max())
         assert plan.weight_bytes <= budget
@@ -115,9 +116,8 @@ def test_given_specs_are_kept(shape):
     program = mlp()
     mesh = LogicalMesh(shape=shape, device=H100)
     for spec in ((0,) * len(shape), (1,) * len(shape), mesh.replicated):
-        plan = program.shard(*shape, budget=math.inf, weights={0: spec}, takes={0: spec})
+        plan = program.shard(*shape, budget=math.inf, weights={0: spec})
         assert plan.weights[0] == spec
-        assert plan.takes == (spec,)
     pinned = program.shard(*shape, budget=math.inf, weights={0: mesh.replicated, 1: mesh.replicated})
     assert pinned.weight_bytes == program.weight_bytes
     assert pinned.seconds >= program.shard(*shape, budget=math.inf).seconds * (1 - 1e-9)
@@ -126,8 +126,8 @@ def test_given_specs_are_kept(shape):
 def test_a_weight_that_lies_wrong_is_paid_for():
     program = of_function(lambda kernel, x: x @ kernel, (256, 256), x=(256,), batch=3)
     free = program.shard(4, budget=math.inf)
-    assert (free.weights, free.takes, free.gives) == (((1,),), ((NONE,),), ((1,),))
-    wrong = program.shard(4, budget=math.inf, weights={0: (0,)}, takes={0: (NONE,)})
+    assert (free.weights, free.takes, program.gives(free)) == (((1,),), ((NONE,),), ((1,),))
+    wrong = program.shard(4, budget=math.inf, weights={0: (0,)})
     assert wrong.seconds > free.seconds
     assert wrong.transfers
 
@@ -171,13 +171,12 @@ def test_specs_fit(make):
     for sizes in ((2,), (8,), (2, 4)):
         mesh = LogicalMesh(shape=sizes, device=H100)
         plan = program.shard(*sizes, time_limit_s=0)
-        jaxpr = program.stage.program.jaxpr
         for step in plan.steps:
             for var, spec in zip(program.eqns[step.place].outvars, step.results, strict=True):
                 assert fits(mesh, shape(var), spec)
-        for var, spec in zip(jaxpr.invars, plan.weights, strict=False):
+        for var, spec in zip(program.stage.arguments.params, plan.weights, strict=True):
             assert fits(mesh, shape(var), spec)
-        for atom, spec in zip(jaxpr.outvars, plan.gives, strict=True):
+        for atom, spec in zip(program.stage.program.jaxpr.outvars, program.gives(plan), strict=True):
             assert fits(mesh, shape(atom), spec)
 
 
@@ -195,12 +194,10 @@ def test_a_plan_may_be_asked_for():
     budget = 0.3 * program.weight_bytes
     mesh = LogicalMesh(shape=(4,), device=H100)
     best = program.shard(4, budget=budget)
-    same = price(
-        program.nodes, mesh, {place: steps_of(best)[place].results for place in best.heavy}, gives=program.outputs
-    )
+    same = price(program.nodes, mesh, {place: steps_of(best)[place].results for place in best.heavy})
     assert same.seconds <= best.seconds * (1 + 1e-9)
     with pytest.raises(ValueError, match="has no strategy that gives any of"):
-        price(program.nodes, mesh, {min(best.heavy): [(7,)]}, gives=program.outputs)
+        price(program.nodes, mesh, {min(best.heavy): [(7,)]})
 
 
 def unknown(params, x):
@@ -261,6 +258,6 @@ def test_plans_do_not_depend_on_chance():
 def test_what_a_program_only_passes_on():
     """An input as an output is no business of the devices, nor is an input that nothing reads."""
     program = of_function(lambda kernel, x, unused: (x, x, x @ kernel), (8, 8), x=(8,), unused=(4,))
-    plan = shard(program.nodes, LogicalMesh(shape=(4,), device=H100), gives=program.outputs)
-    assert len(plan.takes) == len(plan.gives) == 1
-    assert all(spec in ((NONE,), (0,), (1,)) for spec in plan.gives)
+    plan = shard(program.nodes, LogicalMesh(shape=(4,), device=H100))
+    assert len(plan.takes) == len(program.gives(plan)) == 1
+    assert all(spec in ((NONE,), (0,), (1,)) for spec in program.gives(plan))

@@ -36,7 +36,7 @@ def plans(model, devices, device):
     }
     assert len(wanted) == 1 + 8 * 2, "an embedding, and eight heavy operations in each of two layers"
     mesh = LogicalMesh(shape=(devices,), device=DEVICES[device])
-    megatron = price(program.nodes, mesh, wanted, gives=program.outputs)
+    megatron = price(program.nodes, mesh, wanted)
     budget = max(program.even_bytes(devices), megatron.weight_bytes)
     return program, megatron, program.shard(devices, device=DEVICES[device], budget=budget)
 

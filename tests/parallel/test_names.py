@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.parallel.intra_op import Step
+from jaxserve.parallel.loops import rule_of
 from jaxserve.parallel.names import Dimensions, strategy
 from jaxserve.parallel.rules import NONE, rule
 
@@ -37,7 +38,7 @@ def name(
     *fixed, entering = (*jaxpr.invars[1 : 1 + weights], jaxpr.invars[0])
     dimensions = Dimensions(jaxpr.eqns, {entering: names}, set(fixed), batch_size=BATCH)
     eqn = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == primitive][-1]
-    factor = rule(eqn).operands[split[0]][split[1]]
+    factor = rule_of(eqn).operands[split[0]][split[1]]
     (found,) = strategy(eqn, step_of((factor,), ((scatter,),)), dimensions)
     return found
 
@@ -125,6 +126,19 @@ def test_look_ups(split: tuple[int, int], expected: str) -> None:
         jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32), jax.ShapeDtypeStruct((32, 8), jnp.float32)
     )
     assert name(closed.jaxpr, "gather", split, names=("batch", "length"), weights=1) == expected
+
+
+SMOOTHED = jaxpr_of(
+    lambda x, w: jax.lax.scan(lambda held, row: (held * w + row, held), jnp.zeros((LENGTH, 8)), x),
+    (BATCH, LENGTH, 8),
+    (8,),
+)
+
+
+@pytest.mark.parametrize(("split", "expected"), [((2, 1), "sequence"), ((2, 2), "features"), ((0, 0), "features")])
+def test_loops(split: tuple[int, int], expected: str) -> None:
+    """A loop splits what its body does; a weight that values follow along is not what names it."""
+    assert name(SMOOTHED, "scan", split, names=("batch", "length", 8), weights=1) == expected
 
 
 def test_reduce_scatter_is_said_and_axes_are_named_one_by_one() -> None:

@@ -12,8 +12,8 @@ import pytest
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model, TensorSpec
 from jaxserve.parallel import Limits, plan_model, trace
+from jaxserve.parallel.atoms import nbytes
 from jaxserve.parallel.layout import LogicalMesh, fits
-from jaxserve.parallel.nodes import nbytes
 from jaxserve.parallel.plan import corresponding
 from jaxserve.plans import ParallelConfig
 from tests.parallel.programs import CPU, H100, bert_model, gpt_model, moe_model
@@ -71,19 +71,19 @@ def test_stages_agree(make, intra_op, inter_op):
         assert {stage.mesh_shape for stage in row} == {plan.mesh_shape}
         specs = {}
         for place, stage in enumerate(row):
-            jaxpr = stage.stage.program.jaxpr
+            params = stage.stage.arguments.params
             for value, spec in (
                 *zip(stage.stage.takes, stage.takes, strict=True),
                 *zip(stage.stage.gives, stage.gives, strict=True),
             ):
                 assert specs.setdefault(value, spec) == spec
-            for weight, var, spec in zip(stage.stage.params, jaxpr.invars, stage.weights, strict=False):
+            for weight, var, spec in zip(stage.stage.params, params, stage.weights, strict=True):
                 assert lies.setdefault((place, weight), spec) == spec
                 assert fits(mesh, var.aval.shape, spec)
-            for var, spec in zip(jaxpr.outvars, stage.gives, strict=True):
+            for var, spec in zip(stage.stage.program.jaxpr.outvars, stage.gives, strict=True):
                 assert fits(mesh, var.aval.shape, spec)
             assert stage.seconds > 0
-            lying = zip(jaxpr.invars, stage.weights, strict=False)
+            lying = zip(params, stage.weights, strict=True)
             expected = sum(nbytes(var) / mesh.shards(spec) for var, spec in lying)
             assert stage.weight_bytes == pytest.approx(expected)
 

@@ -12,8 +12,9 @@ from jax import lax
 
 from jaxserve.model.flat import flatten_program
 from jaxserve.models.bert import PLANNED, Bert
+from jaxserve.parallel.atoms import fixed_vars
 from jaxserve.parallel.devices import DEVICES
-from jaxserve.parallel.work import FREE, Work, fixed_vars, flops, seconds, work
+from jaxserve.parallel.work import FREE, Work, flops, seconds, work
 
 
 def program(function, *shapes, dtype="float32"):
