@@ -4,21 +4,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxserve.errors import ConfigError
+from jaxserve.workload.checks import check_positive
 from jaxserve.workload.workload import Floats, Workload
+
+
+def deterministic(*, rate: float, duration_s: float, first_s: float = 0.0) -> Floats:
+    """Arrival times, float64 [n], 1 / `rate` seconds apart from `first_s` on, in [first_s, duration_s): a CV of 0.
+
+    Raises:
+        ConfigError: a rate or duration that is not greater than 0, or a negative `first_s`.
+    """
+    check_positive(rate=rate, duration_s=duration_s)
+    if not 0 <= first_s < np.inf:
+        raise ConfigError(f"first_s is {first_s}, but must be finite and not negative")
+    arrivals = first_s + np.arange(max(0, int(np.ceil((duration_s - first_s) * rate)))) / rate
+    return arrivals[arrivals < duration_s]
+
+
+def poisson(*, rate: float, duration_s: float, rng: np.random.Generator) -> Floats:
+    """Arrival times, float64 [n], of a Poisson process of `rate` requests per second in [0, duration_s).
+
+    Raises:
+        ConfigError: a rate or duration that is not greater than 0.
+    """
+    check_positive(rate=rate, duration_s=duration_s)
+    return np.sort(rng.random(rng.poisson(rate * duration_s)) * duration_s)
 
 
 def gamma(*, rate: float, cv: float, duration_s: float, rng: np.random.Generator) -> Floats:
     """Arrival times, float64 [n], of a Gamma renewal process in [0, duration_s).
 
     Gaps are Gamma distributed with mean 1 / `rate` seconds and coefficient of variation `cv`: shape 1 / cv^2, scale
-    cv^2 / rate (AlpaServe, OSDI'23, section 6.1). A CV of 1 is a Poisson process, larger ones are burstier.
+    cv^2 / rate (AlpaServe, OSDI'23, section 6.1). A CV of 1 is a Poisson process, larger ones are burstier. The
+    process begins with a gap from 0, as if a request had come just before; it therefore brings (cv^2 - 1) / 2 requests
+    more than rate * duration_s on average, early on (Cox, Renewal Theory, 1962).
 
     Raises:
-        ValueError: a rate, CV or duration that is not greater than 0.
+        ConfigError: a rate, CV or duration that is not greater than 0.
     """
-    for name, value in (("rate", rate), ("cv", cv), ("duration_s", duration_s)):
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} is {value}, but must be finite and greater than 0")
+    check_positive(rate=rate, cv=cv, duration_s=duration_s)
     expected = rate * duration_s
     chunk = int(expected + 4 * cv * np.sqrt(expected) + 16)
     arrivals: list[Floats] = []
@@ -31,8 +56,52 @@ def gamma(*, rate: float, cv: float, duration_s: float, rng: np.random.Generator
     return merged[merged < duration_s]
 
 
+def shifting(
+    *, rates: Sequence[float] | Floats, cv: float, period_s: float, duration_s: float, rng: np.random.Generator
+) -> list[Floats]:
+    """Arrival times of models whose popularity changes: `rates` is dealt to them anew every `period_s`.
+
+    The first period has the rates as they are given, each later one a random permutation of them. A model's arrivals
+    are one Gamma renewal process on a clock that runs as fast as its rate: a gap that spans a shift passes at the old
+    rate before it and at the new one behind it.
+
+    Args:
+        rates: requests per second of each model, [models].
+        cv: coefficient of variation of the gaps.
+        period_s: seconds between shifts.
+        duration_s: arrivals are in [0, duration_s).
+        rng: source of the permutations and the gaps.
+
+    Raises:
+        ConfigError: a rate, CV, period or duration that is not greater than 0.
+    """
+    for rate in rates:
+        check_positive(rate=float(rate))
+    check_positive(cv=cv, period_s=period_s, duration_s=duration_s)
+    base = np.asarray(rates, np.float64)
+    edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
+    dealt = np.stack([base, *(rng.permutation(base) for _ in edges_s[2:])])
+    passed = np.cumsum(dealt * np.diff(edges_s)[:, None], axis=0)
+    arrivals: list[Floats] = []
+    for model in range(len(base)):
+        clock = np.concatenate(([0.0], passed[:, model]))
+        on_clock = gamma(rate=1.0, cv=cv, duration_s=float(clock[-1]), rng=rng)
+        at_s = np.interp(on_clock, clock, edges_s)
+        arrivals.append(at_s[at_s < duration_s])
+    return arrivals
+
+
 def merge(arrivals: Sequence[Floats], *, model_names: Sequence[str], slo_s: Sequence[float]) -> Workload:
-    """One workload of many models' arrivals: `arrivals[i]` and `slo_s[i]` belong to `model_names[i]`."""
+    """One workload of many models' arrivals: `arrivals[i]` and `slo_s[i]` belong to `model_names[i]`.
+
+    Raises:
+        ConfigError: not as many names or SLOs as arrays of arrivals.
+    """
+    if not len(arrivals) == len(model_names) == len(slo_s):
+        raise ConfigError(
+            f"{len(arrivals)} arrays of arrivals, {len(model_names)} model names and {len(slo_s)} SLOs were given, "
+            f"but each model needs one of each"
+        )
     times = np.concatenate(arrivals) if arrivals else np.zeros(0)
     models = np.repeat(np.arange(len(arrivals)), [len(each) for each in arrivals])
     order = np.argsort(times, kind="stable")

@@ -1,11 +1,14 @@
 """A sequence of requests: when each arrives, for which model, with which SLO; and its files."""
 
+import collections
 import csv
 import dataclasses
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,14 @@ from jaxserve.plans import write_bytes, write_text
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 _ARRAYS = ("arrival_s", "model", "model_names", "slo_s")
+
+
+class _NotAWorkload(ValueError):
+    """What is wrong, and at which request, where it is wrong at one."""
+
+    def __init__(self, problem: str, *, request: int | None = None) -> None:
+        super().__init__(f"not a workload: {problem}")
+        self.request = request
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,12 +47,11 @@ class Workload:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", np.asarray(self.arrival_s, np.float64))
-        object.__setattr__(self, "model", np.asarray(self.model, np.int32))
+        object.__setattr__(self, "model", np.asarray(self.model))
         object.__setattr__(self, "slo_s", np.asarray(self.slo_s, np.float64))
         object.__setattr__(self, "model_names", tuple(str(name) for name in self.model_names))
-        problem = _problem(self)
-        if problem is not None:
-            raise ValueError(f"not a workload: {problem}")
+        _check(self)
+        object.__setattr__(self, "model", self.model.astype(np.int32, copy=False))
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -72,7 +82,7 @@ class Workload:
         """
         try:
             return _load_csv(path) if Path(path).suffix == ".csv" else _load_npz(path)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, csv.Error, EOFError) as error:
             raise FileFormatError(
                 f"{path}: cannot be read as a workload ({error}); give an .npz or .csv file"
             ) from error
@@ -82,13 +92,18 @@ class Workload:
             raise FileFormatError(f"{path}: {error}") from error
 
 
-def _problem(workload: Workload) -> str | None:
+def _check(workload: Workload) -> None:
     arrival_s, model, slo_s = workload.arrival_s, workload.model, workload.slo_s
     if not arrival_s.ndim == model.ndim == slo_s.ndim == 1 or not len(arrival_s) == len(model) == len(slo_s):
         shapes = f"{arrival_s.shape}, {model.shape} and {slo_s.shape}"
-        return f"arrival_s, model and slo_s have shapes {shapes}, but must be as long as each other, in one dimension"
-    if len(set(workload.model_names)) != len(workload.model_names):
-        return "model_names has a name twice; every name must be its own"
+        raise _NotAWorkload(
+            f"arrival_s, model and slo_s have shapes {shapes}, but must be as long as each other, in one dimension"
+        )
+    if model.size and model.dtype.kind not in "iu":
+        raise _NotAWorkload(f"model has dtype {model.dtype}, but must hold whole numbers")
+    twice = [name for name, count in collections.Counter(workload.model_names).items() if count > 1]
+    if twice:
+        raise _NotAWorkload(f"model_names has a name twice, {twice[0]!r}; every name must be its own")
     checks = (
         ("arrival_s", ~np.isfinite(arrival_s) | (arrival_s < 0), "must be finite and not negative"),
         ("arrival_s", np.diff(arrival_s, prepend=0.0) < 0, "is before the one ahead of it; sort the arrivals"),
@@ -98,12 +113,16 @@ def _problem(workload: Workload) -> str | None:
     for name, wrong, rule in checks:
         if wrong.any():
             index = int(np.argmax(wrong))
-            return f"{name}[{index}] is {getattr(workload, name)[index]}, which {rule}"
-    return None
+            raise _NotAWorkload(f"{name}[{index}] is {getattr(workload, name)[index]}, which {rule}", request=index)
 
 
 def _load_npz(path: str | os.PathLike[str]) -> Workload:
-    with np.load(path, allow_pickle=False) as file:
+    loaded: Any = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        raise FileFormatError(
+            f"{path}: holds one array, but a workload has {', '.join(_ARRAYS)}; write it with np.savez"
+        )
+    with loaded as file:
         for name in _ARRAYS:
             if name not in file:
                 raise FileFormatError(f"{path}: {name} is missing; a workload has {', '.join(_ARRAYS)}")
@@ -112,6 +131,8 @@ def _load_npz(path: str | os.PathLike[str]) -> Workload:
     for name, kind in kinds.items():
         if arrays[name].dtype.kind not in kind:
             raise FileFormatError(f"{path}: {name} has dtype {arrays[name].dtype}, but must be of kind {kind!r}")
+        if arrays[name].ndim != 1:
+            raise FileFormatError(f"{path}: {name} has shape {arrays[name].shape}, but must have one dimension")
     return Workload(
         arrival_s=arrays["arrival_s"],
         model=arrays["model"],
@@ -124,6 +145,7 @@ def _load_csv(path: str | os.PathLike[str]) -> Workload:
     arrivals: list[float] = []
     slos: list[float] = []
     models: list[int] = []
+    lines: list[int] = []
     index_of: dict[str, int] = {}
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
@@ -138,9 +160,14 @@ def _load_csv(path: str | os.PathLike[str]) -> Workload:
             except ValueError as error:
                 raise FileFormatError(f"{path}: line {reader.line_num} is not number,name,number: {row}") from error
             models.append(index_of.setdefault(name, len(index_of)))
-    return Workload(
-        arrival_s=np.array(arrivals, np.float64),
-        model=np.array(models, np.int32),
-        model_names=tuple(index_of),
-        slo_s=np.array(slos, np.float64),
-    )
+            lines.append(reader.line_num)
+    try:
+        return Workload(
+            arrival_s=np.array(arrivals, np.float64),
+            model=np.array(models, np.int32),
+            model_names=tuple(index_of),
+            slo_s=np.array(slos, np.float64),
+        )
+    except _NotAWorkload as error:
+        place = "" if error.request is None else f"line {lines[error.request]}: "
+        raise FileFormatError(f"{path}: {place}{error}") from error

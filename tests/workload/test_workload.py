@@ -1,15 +1,13 @@
-"""Workloads: what is refused, round trips, and the statistics of the Gamma process."""
+"""Workloads: what is refused, and round trips."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jaxserve.errors import FileFormatError
-from jaxserve.workload import Workload, gamma, merge
+from jaxserve.workload import Workload
 
 GOOD: dict[str, Any] = {
     "arrival_s": np.array([0.0, 0.1, 1 / 3]),
@@ -40,7 +38,7 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
         ({"arrival_s": np.array([0.0, 1.0])}, r"shapes \(2,\), \(3,\) and \(3,\)"),
         ({"model": np.array([0, 2, 1], np.int32)}, r"model\[1\] is 2, which is no index"),
         ({"slo_s": np.array([1.0, 0.0, 1.0])}, r"slo_s\[1\] is 0.0, which must be greater than 0"),
-        ({"model_names": ("a", "a")}, "a name twice"),
+        ({"model_names": ("a", "a")}, "a name twice, 'a'"),
     ],
 )
 def test_what_is_no_workload(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
@@ -83,29 +81,49 @@ def test_a_missing_array_and_a_wrong_dtype(tmp_path: Path) -> None:
         Workload.load(path)
 
 
-@given(rate=st.floats(1, 50), cv=st.sampled_from((0.5, 1.0, 4.0)), seed=st.integers(0, 2**32))
-def test_gamma_arrivals_ascend_within_the_duration(rate: float, cv: float, seed: int) -> None:
-    arrivals = gamma(rate=rate, cv=cv, duration_s=5.0, rng=np.random.default_rng(seed))
-    assert (np.diff(arrivals) >= 0).all()
-    assert ((arrivals >= 0) & (arrivals < 5.0)).all()
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "line 1 is '', but must be 'arrival_s,model,slo_s'"),
+        (b"arrival_s,model,slo_s\n1.0,a,1.0\n\n0.5,b,1.0\n", r"line 3 is not number,name,number: \[\]"),
+        (b"arrival_s,model,slo_s\n1.0,a,1.0\n0.5,b,1.0\n", r"line 3: .*arrival_s\[1\] is 0.5, which is before"),
+        (b"arrival_s,model,slo_s\n1.0,a,nan\n", r"line 2: .*slo_s\[0\] is nan, which must be greater than 0"),
+        (b"arrival_s,model,slo_s\n" + b"1" * 200_000, "field larger than field limit"),
+    ],
+)
+def test_a_csv_file_is_refused_with_its_line(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "w.csv"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=problem) as raised:
+        Workload.load(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("cv", [0.5, 1.0, 3.0])
-def test_gamma_has_the_rate_and_the_cv_asked_for(cv: float) -> None:
-    gaps = np.diff(gamma(rate=20.0, cv=cv, duration_s=10_000.0, rng=np.random.default_rng(0)))
-    assert gaps.mean() == pytest.approx(1 / 20, rel=0.03)
-    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03)
+def test_npz_files_that_hold_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(FileFormatError, match="holds one array"):
+        Workload.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(FileFormatError, match="cannot be read as a workload"):
+        Workload.load(path)
+    np.savez(path, **(GOOD | {"model": np.array([2**32, 0, 1]), "model_names": np.array(["a", "b"])}))
+    with pytest.raises(FileFormatError, match=r"model\[0\] is 4294967296, which is no index"):
+        Workload.load(path)
+    np.savez(path, **(GOOD | {"model_names": np.array("ab")}))
+    with pytest.raises(FileFormatError, match=r"model_names has shape \(\), but must have one dimension"):
+        Workload.load(path)
+    np.savez_compressed(path, **(GOOD | {"arrival_s": np.arange(3.0), "model_names": np.array(["a", "b"])}))
+    whole = path.read_bytes()
+    at = whole.index(b"arrival_s.npy") + 60
+    path.write_bytes(whole[:at] + bytes(255 - byte for byte in whole[at : at + 8]) + whole[at + 8 :])
+    with pytest.raises(FileFormatError, match=r"w\.npz"):
+        Workload.load(path)
 
 
-@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"cv": 0.0}, {"duration_s": np.inf}, {"rate": np.nan}])
-def test_gamma_refuses(wrong: dict[str, float]) -> None:
-    good = {"rate": 1.0, "cv": 1.0, "duration_s": 1.0}
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*greater than 0"):
-        gamma(**(good | wrong), rng=np.random.default_rng(0))
-
-
-def test_merge_sorts_and_keeps_each_models_slo() -> None:
-    merged = merge([np.array([0.0, 2.0]), np.array([1.0])], model_names=("a", "b"), slo_s=(3.0, 4.0))
-    np.testing.assert_array_equal(merged.arrival_s, [0, 1, 2])
-    np.testing.assert_array_equal(merged.model, [0, 1, 0])
-    np.testing.assert_array_equal(merged.slo_s, [3, 4, 3])
+def test_models_are_whole_numbers() -> None:
+    with pytest.raises(ValueError, match="model has dtype float64, but must hold whole numbers"):
+        Workload(**(GOOD | {"model": np.array([0.5, 0, 1])}))
+    assert Workload(**(GOOD | {"model": np.array([0, 0, 1], np.int64)})).model.dtype == np.int32

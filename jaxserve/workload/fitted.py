@@ -1,0 +1,113 @@
+"""Traffic as rates and CVs of windows, and traffic drawn from them."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxserve.errors import ConfigError
+from jaxserve.workload.cells import window_edges_s
+from jaxserve.workload.checks import check_positive
+from jaxserve.workload.prior import effective, fit_prior
+from jaxserve.workload.renewal import draw
+from jaxserve.workload.workload import Floats, Ints, Workload
+
+FEWEST = 3  # requests that tell a CV
+_LEAST_SPREAD = 0.1  # models that are as popular as each other to the last tenth are not known to be so
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted:
+    """Each window of each model as a Gamma renewal process (AlpaServe, OSDI'23, section 6.1).
+
+    Attributes:
+        model_names: names of the models.
+        window_s: length of the windows; the last one ends with the trace and may be shorter, or a tenth longer.
+        duration_s: length of the trace.
+        rate: float64 [windows, models], requests per second: the window's count / its length.
+        cv: float64 [windows, models], coefficient of variation of the gaps; 1 where nothing tells it.
+        slo_s: for each model the SLOs that its requests draw from, float64 [at least 1].
+    """
+
+    model_names: tuple[str, ...]
+    window_s: float
+    duration_s: float
+    rate: Floats
+    cv: Floats
+    slo_s: tuple[Floats, ...]
+
+    def __post_init__(self) -> None:
+        check_positive(window_s=self.window_s, duration_s=self.duration_s)
+        shape = (len(self.edges_s) - 1, len(self.model_names))
+        if not self.rate.shape == self.cv.shape == shape:
+            raise ConfigError(f"rate and cv have shapes {self.rate.shape} and {self.cv.shape}, but must have {shape}")
+        if not (np.isfinite(self.rate) & (self.rate >= 0) & np.isfinite(self.cv) & (self.cv > 0)).all():
+            raise ConfigError("a rate is negative, or a CV is not greater than 0, or one of them is not finite")
+        if len(self.slo_s) != shape[1] or not all(each.size for each in self.slo_s):
+            raise ConfigError(
+                f"slo_s holds {len(self.slo_s)} arrays, but must hold one that is not empty for each model"
+            )
+
+    @property
+    def edges_s(self) -> Floats:
+        """Where windows begin and end, float64 [windows + 1]."""
+        return window_edges_s(self.window_s, self.duration_s)
+
+    def sample(
+        self, rng: np.random.Generator, *, rate_scale: float = 1.0, cv_scale: float = 1.0, posterior: bool = False
+    ) -> Workload:
+        """New requests like those that were fitted.
+
+        Each window is drawn by itself and in equilibrium, so that its expected count is rate x length, however short
+        it is (see `renewal.draw`).
+
+        With `posterior` the rates are not taken as they are: a few hundred bursty requests tell a rate only within tens
+        of percent, and what is planned for exactly those rates fits their noise. Instead, each window's rate is drawn
+        from its posterior: a Gamma distribution with n / max(1, CV^2) events, under a prior that is fitted to the rates
+        of all models and windows (see `prior`). A cell with less than 3 requests counts there, and is drawn, with the
+        typical CV of its model's other windows, or of the other models: its own is unknown. One without requests may
+        then get some.
+
+        Args:
+            rng: source of every draw.
+            rate_scale: factor on every rate.
+            cv_scale: factor on every CV.
+            posterior: whether to draw the rates, too.
+
+        Raises:
+            ConfigError: a scale that is not greater than 0.
+        """
+        check_positive(rate_scale=rate_scale, cv_scale=cv_scale)
+        edges = self.edges_s
+        length_s = np.broadcast_to(np.diff(edges)[:, None], self.rate.shape)
+        rate, cv = self._posterior(length_s, rng) if posterior else (self.rate, self.cv)
+        times, cell = draw(
+            rate=(rate * rate_scale).reshape(-1),
+            cv=(cv * cv_scale).reshape(-1),
+            duration_s=length_s.reshape(-1),
+            rng=rng,
+        )
+        models = max(1, len(self.model_names))
+        times = times + edges[cell // models]
+        times = np.minimum(times, np.nextafter(edges[1:], 0.0)[cell // models])  # a sum may round up to the end
+        order = np.argsort(times, kind="stable")
+        model = (cell % models)[order]
+        return Workload(arrival_s=times[order], model=model, model_names=self.model_names, slo_s=self._slos(model, rng))
+
+    def _posterior(self, length_s: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        count = self.rate * length_s
+        known = np.where(count > FEWEST - 0.5, count, 0.0)
+        logs = known * np.log(self.cv)
+        of_all = float(logs.sum() / max(known.sum(), 1.0))
+        typical: Floats = logs.sum(axis=0) / np.maximum(known.sum(axis=0), 1.0)
+        typical = np.where(known.any(axis=0), typical, of_all)
+        cv = np.where(known > 0, self.cv, np.exp(typical))
+        events, exposure_s = effective(count, cv, length_s)
+        return fit_prior(events, exposure_s, least_spread=_LEAST_SPREAD).draw(events, exposure_s, rng), cv
+
+    def _slos(self, model: Ints, rng: np.random.Generator) -> Floats:
+        sizes = np.array([len(each) for each in self.slo_s], np.int64)
+        starts = np.cumsum(sizes) - sizes
+        which = starts[model]
+        if (sizes > 1).any():
+            which = which + rng.integers(sizes[model])
+        return np.concatenate(self.slo_s or (np.ones(1),))[which]
