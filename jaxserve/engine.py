@@ -426,8 +426,8 @@ class Engine:
             pending = self._pending[next_id]
             assert pending.job is not None
             self._begin(group, next_stage, pending.job, now_s)
-        if step.outcome is not None:
-            self._finish(job, step.outcome, now_s)
+        for outcome in step.outcomes:
+            self._finish(job, outcome, now_s)
         self._idle.set()
 
     def group_failed(self, group: int, reason: str, now_s: float) -> None:
@@ -449,11 +449,11 @@ class Engine:
         now_s = self._clock()
         failed = job.error is not None
         step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=failed)
-        assert step.outcome is not None
+        (outcome,) = step.outcomes
         metrics = self._group_metrics[self._host_group]
         metrics.requests += 1
         metrics.busy_s += now_s - began_s
-        self._finish(job, step.outcome, now_s)
+        self._finish(job, outcome, now_s)
 
     def _finish(self, job: Job, outcome: Done | Failed, now_s: float) -> None:
         ticket, model = job.request.id, job.model

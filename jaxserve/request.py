@@ -20,7 +20,7 @@ class Request:
     Attributes:
         id: ascending in the order of arrival.
         model: name of the model.
-        bucket: index of the model's bucket that holds the request.
+        bucket: index of the model's bucket that holds the request by itself.
         arrival_s: engine clock when the call was decoded.
         slo_s: seconds after `arrival_s` within which an answer is worth something.
     """

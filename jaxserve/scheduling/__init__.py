@@ -1,8 +1,21 @@
-"""Every decision, with no I/O and no clock: group queues, stage clocks, admission, choice of group."""
+"""Every decision, with no I/O and no clock: group queues, stage clocks, admission, batching, choice of group."""
 
+from jaxserve.scheduling.batch import Batch
 from jaxserve.scheduling.dispatch import DISPATCHES, Dispatch, alpaserve
 from jaxserve.scheduling.group import GroupState
-from jaxserve.scheduling.replica import Latencies, Replica
+from jaxserve.scheduling.latencies import Latencies
+from jaxserve.scheduling.replica import Replica
 from jaxserve.scheduling.scheduler import Admitted, Scheduler, Step
 
-__all__ = ["DISPATCHES", "Admitted", "Dispatch", "GroupState", "Latencies", "Replica", "Scheduler", "Step", "alpaserve"]
+__all__ = [
+    "DISPATCHES",
+    "Admitted",
+    "Batch",
+    "Dispatch",
+    "GroupState",
+    "Latencies",
+    "Replica",
+    "Scheduler",
+    "Step",
+    "alpaserve",
+]

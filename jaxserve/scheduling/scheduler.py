@@ -4,6 +4,9 @@ A driver (the engine, the simulator) tells the scheduler what happened and when:
 caller gave up, time passed, a group died. The scheduler answers what is to be done: begin a request on a stage, or
 settle one. The same calls at the same times give the same answers, to the last bit.
 
+What begins and ends on stages are batches, of one request or of several that were merged (batch.py). A batch goes by
+the id of the request that it began with; `groups[group].batch(id)` says who is in it and which bucket it runs on.
+
 At one instant a driver reports completions first, then lets requests expire, then reports cancellations, then arrivals;
 completions in order of group, then of request.
 """
@@ -14,17 +17,19 @@ import math
 from collections.abc import Sequence
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
+from jaxserve.scheduling.batch import Batch, Join, clocks_after
 from jaxserve.scheduling.dispatch import Dispatch, alpaserve
 from jaxserve.scheduling.group import GroupState
-from jaxserve.scheduling.replica import Latencies, Replica
+from jaxserve.scheduling.latencies import Latencies, StageLatencies, buckets_of_batches
+from jaxserve.scheduling.replica import Replica
 
 
 @dataclasses.dataclass(slots=True)
 class Admitted:
-    """A request was taken in by `group`; `begins` where stage 0 is to begin it now.
+    """A request was taken in by `group`; `begins` where stage 0 is to begin it now, as a batch of one.
 
     Attributes:
-        predicted_finish_s: when it is expected to be answered.
+        predicted_finish_s: when it is expected to be answered, unless others join its batch or one ahead of it.
     """
 
     group: int
@@ -37,11 +42,11 @@ class Step:
     """What follows from the end of a stage.
 
     Attributes:
-        outcome: of the request whose stage ended, where it thereby left with somebody waiting for it.
-        begins: (stage, request id) of what begins now in the same group.
+        outcomes: of the requests of the batch whose stage ended, where it thereby left with somebody waiting for them.
+        begins: (stage, batch id) of what begins now in the same group.
     """
 
-    outcome: Done | Failed | None
+    outcomes: list[Done | Failed]
     begins: list[tuple[int, int]]
 
 
@@ -51,12 +56,14 @@ class Scheduler:
     Args:
         dispatch: chooses among the groups that hold a model.
         overhead_s: added to every predicted finish: what an answer costs beyond its stages.
+        max_batch: how many requests are merged into a batch at most.
     """
 
-    def __init__(self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0) -> None:
+    def __init__(self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0, max_batch: int = 1) -> None:
         self.groups: list[GroupState] = []
         self._dispatch = dispatch
         self._overhead_s = overhead_s
+        self._max_batch = max_batch
         self._holders: dict[str, list[Replica]] = {}
         self._open: dict[str, list[Replica]] = {}  # of the holders, the healthy ones
         self._group_of: dict[int, int] = {}
@@ -67,10 +74,15 @@ class Scheduler:
         self.groups.append(GroupState(stages))
         return len(self.groups) - 1
 
-    def place(self, group: int, model: str, latency_s: Latencies) -> None:
-        """Lets `group` serve `model`; `latency_s[bucket][stage]` is what each stage takes."""
+    def place(self, group: int, model: str, latency_s: Latencies, batch_sizes: Sequence[int] | None = None) -> None:
+        """Lets `group` serve `model`; `latency_s[bucket][stage]` is what each stage takes.
+
+        `batch_sizes[bucket]`, ascending, is how many requests a bucket holds; without it requests of this model are
+        never merged.
+        """
+        latencies = StageLatencies(latency_s, list(latency_s), buckets_of_batches(batch_sizes, self._max_batch))
         holders = [replica for replica in self._holders.get(model, []) if replica.group != group]
-        holders.append(Replica(group, self.groups[group], latency_s, list(latency_s)))
+        holders.append(Replica(group, self.groups[group], latencies))
         self._holders[model] = sorted(holders, key=lambda replica: replica.group)
         self._find_open()
 
@@ -81,7 +93,7 @@ class Scheduler:
 
     def drift(self, model: str) -> float:
         """How much longer a model's stages take than profiled, by what was observed: the largest ratio."""
-        return max((replica.drift for replica in self._holders.get(model, [])), default=1.0)
+        return max((replica.latencies.drift for replica in self._holders.get(model, [])), default=1.0)
 
     def submit(self, request: Request, *, now_s: float, expires: bool = True) -> Admitted | Rejected:
         """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`.
@@ -94,37 +106,47 @@ class Scheduler:
         replica = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
         group = replica.state
         latency_s = replica.latency_s(request.bucket)
-        ahead = group.predict(latency_s, now_s)
+        ahead = clocks_after(group.clocks(now_s), latency_s, now_s)
         finish_s = ahead[-1] + self._overhead_s
-        if finish_s - request.arrival_s > request.slo_s:
+        late = finish_s - request.arrival_s > request.slo_s
+        join = None
+        if self._max_batch > 1:
+            join = self._find_join(request, replica, math.inf if late else ahead[-1], now_s)
+        begins = False
+        if join is not None:
+            group.join(request, join)
+            finish_s = join.finish_s + self._overhead_s
+        elif late:
             return Rejected(id=request.id, predicted_finish_s=finish_s)
-        begins = group.admit(request, latency_s, ahead, replica.observe, now_s)
+        else:
+            batch = Batch(request, [request], replica.latencies, request.bucket, latency_s)
+            begins = group.append(batch, ahead, now_s)
         self._group_of[request.id] = replica.group
         if expires and request.slo_s != math.inf:
             self._watch(request)
         return Admitted(replica.group, finish_s, begins)
 
-    def stage_done(self, group: int, stage: int, request_id: int, *, now_s: float, failed: bool = False) -> Step:
-        """Reports that a stage has ended a request, or that the model raised on it there."""
+    def stage_done(self, group: int, stage: int, batch_id: int, *, now_s: float, failed: bool = False) -> Step:
+        """Reports that a stage has ended a batch, or that the model raised on it there."""
         state = self.groups[group]
-        left = state.stage_done(stage, request_id, now_s, leave=failed)
-        outcome: Done | Failed | None = None
+        left = state.stage_done(stage, batch_id, now_s, leave=failed)
+        outcomes: list[Done | Failed] = []
         begins: list[tuple[int, int]] = []
-        if left is None:
-            if stage + 1 < state.stages:
-                begun = state.begin_next(stage + 1, now_s)
-                if begun is not None:
-                    begins.append((stage + 1, begun))
-        elif not left.abandoned:
-            del self._group_of[request_id]
-            if failed:
-                outcome = Failed(id=request_id, group=group, reason=FailReason.MODEL)
-            else:
-                outcome = Done(id=request_id, group=group, finish_s=now_s + self._overhead_s)
+        if left is not None:
+            for member in left.members:
+                del self._group_of[member.id]
+                if failed:
+                    outcomes.append(Failed(id=member.id, group=group, reason=FailReason.MODEL))
+                else:
+                    outcomes.append(Done(id=member.id, group=group, finish_s=now_s + self._overhead_s))
+        elif stage + 1 < state.stages:
+            begun = state.begin_next(stage + 1, now_s)
+            if begun is not None:
+                begins.append((stage + 1, begun))
         begun = state.begin_next(stage, now_s)
         if begun is not None:
             begins.append((stage, begun))
-        return Step(outcome, begins)
+        return Step(outcomes, begins)
 
     def cancel(self, request_id: int, *, reason: FailReason = FailReason.CANCELLED) -> Failed | None:
         """Lets go of a request; None where it is not inside (never admitted, or settled already)."""
@@ -177,6 +199,11 @@ class Scheduler:
     def in_flight(self) -> Sequence[int]:
         """Ids of the requests that somebody waits for, in no order."""
         return tuple(self._group_of)
+
+    def _find_join(self, request: Request, replica: Replica, sooner_than_s: float, now_s: float) -> Join | None:
+        """The first feasible join that leaves the last stage free sooner than at a given time."""
+        joins = replica.state.joins(request, replica.latencies, overhead_s=self._overhead_s, now_s=now_s)
+        return next((join for join in joins if join.clocks[-1] < sooner_than_s), None)
 
     def _find_open(self) -> None:
         self._open = {

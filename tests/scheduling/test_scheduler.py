@@ -29,13 +29,13 @@ def test_a_pipeline_begins_the_next_request_as_its_first_stage_frees() -> None:
     assert submit(made, 0) == Admitted(0, 3.0, True)
     assert submit(made, 1) == Admitted(0, 5.0, False)
     step = made.stage_done(0, 0, 0, now_s=1.0)
-    assert step.outcome is None
+    assert step.outcomes == []
     assert step.begins == [(1, 0), (0, 1)]
     assert made.stage_done(0, 0, 1, now_s=2.0).begins == []
     step = made.stage_done(0, 1, 0, now_s=3.0)
-    assert step.outcome == Done(id=0, group=0, finish_s=3.0)
+    assert step.outcomes == [Done(id=0, group=0, finish_s=3.0)]
     assert step.begins == [(1, 1)]
-    assert made.stage_done(0, 1, 1, now_s=5.0).outcome == Done(id=1, group=0, finish_s=5.0)
+    assert made.stage_done(0, 1, 1, now_s=5.0).outcomes == [Done(id=1, group=0, finish_s=5.0)]
     assert made.in_flight == ()
 
 
@@ -72,7 +72,7 @@ def test_a_request_cancelled_on_a_stage_goes_no_further() -> None:
     made.cancel(0)
     assert submit(made, 1) == Admitted(0, 3.0, False)
     step = made.stage_done(0, 0, 0, now_s=1.0)
-    assert step.outcome is None
+    assert step.outcomes == []
     assert step.begins == [(0, 1)]
     assert made.groups[0].in_flight == 1
 
@@ -102,7 +102,7 @@ def test_a_request_expires_after_its_deadline_and_not_at_it() -> None:
     assert made.next_deadline_s == math.nextafter(1.0, 2.0)
     assert made.expire(now_s=made.next_deadline_s) == [Failed(id=0, group=0, reason=FailReason.EXPIRED)]
     assert made.next_deadline_s == math.inf
-    assert made.stage_done(0, 0, 0, now_s=2.0).outcome is None
+    assert made.stage_done(0, 0, 0, now_s=2.0).outcomes == []
 
 
 def test_a_model_that_raises_fails_its_request_alone() -> None:
@@ -110,7 +110,7 @@ def test_a_model_that_raises_fails_its_request_alone() -> None:
     submit(made, 0)
     submit(made, 1)
     step = made.stage_done(0, 0, 0, now_s=1.0, failed=True)
-    assert step.outcome == Failed(id=0, group=0, reason=FailReason.MODEL)
+    assert step.outcomes == [Failed(id=0, group=0, reason=FailReason.MODEL)]
     assert step.begins == [(0, 1)]
 
 
@@ -132,7 +132,7 @@ def test_a_report_on_a_request_that_is_gone_is_ignored() -> None:
     made.fail_group(0, now_s=0.5)
     made.restore_group(0)
     submit(made, 1, arrival_s=0.5)
-    assert made.stage_done(0, 0, 0, now_s=1.0).outcome is None
+    assert made.stage_done(0, 0, 0, now_s=1.0).outcomes == []
     assert made.stage_done(0, 0, 1, now_s=1.5).begins == [(1, 1)]
 
 
@@ -142,7 +142,7 @@ def test_a_withdrawn_model_gets_no_more_requests_but_what_is_inside_goes_on() ->
     made.withdraw(0, "m")
     assert isinstance(submit(made, 1), Rejected)
     assert made.groups[0].holds("m")
-    assert made.stage_done(0, 0, 0, now_s=1.0).outcome == Done(id=0, group=0, finish_s=1.0)
+    assert made.stage_done(0, 0, 0, now_s=1.0).outcomes == [Done(id=0, group=0, finish_s=1.0)]
     assert not made.groups[0].holds("m")
 
 
