@@ -1,0 +1,237 @@
+"""The default policy: annealing over which groups there are and what they hold, on several traces.
+
+1. *Starts.* AlpaServe's placement, which is the baseline; and for each parallel config, groups of it throughout, filled
+   by who is served worst (`starts`).
+2. *Shapes.* The best of them are annealed for a while, with some steps that reshape, split and merge groups: what a
+   shape is worth shows only once its models are well chosen.
+3. *Models.* The best two are annealed for the rest of the time, each on a core.
+4. *Verdict.* The best of all are compared once more, on traces that nothing was fitted to. Only one that is reliably no
+   worse than the baseline takes its place: it must gain 0.2 points in the mean, and at most one of
+   twenty fresh traces may fare worse under it. Where all good
+   placements are about as good as each other, which one serves tomorrow's traffic best is a matter of luck; then it is
+   not worth leaving the plain one.
+
+The steps are those of `moves`, judged as `anneal` says, on the traces of `training`. Chains share nothing, so the result
+of a given number of simulations depends on the seed only, however many cores there are. The search ends early when
+nothing is missed that any group could serve in time.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from jaxserve.errors import PlacementError
+from jaxserve.placement.alpaserve import variant
+from jaxserve.placement.anneal import Chain, Judge, Verdict
+from jaxserve.placement.moves import Moves
+from jaxserve.placement.problem import Effort, Plan, Problem, Progress
+from jaxserve.placement.starts import fill_by_need, uniform_groups
+from jaxserve.placement.training import fresh_traces, training_traces
+from jaxserve.simulator import Scorer, Traffic
+
+_CORES = 2  # chains at a time
+_SHAPED, _ANNEALED = 0.35, 0.97  # shares of the effort after which the second and the third stage end
+_RESHAPE_OFTEN, _RESHAPE_RARELY = 0.1, 0.02  # shares of steps that change the groups
+_KEPT = 6  # starts that are annealed
+_CLOSE = 0.02  # a second shape whose value is so close to the best is annealed to the end as well
+_QUICK_LOOK = 3  # traces that starts are filled by
+_POLL_S = 0.1
+_BASELINE = 0.15  # share of the effort that the baseline may take
+_CLEAR = 2.0  # standard deviations by which a gain over the baseline is clear
+_COMPARED = 4  # placements that come to the verdict
+_FRESH = 24  # traces for the verdict
+_WORTHWHILE = 0.002  # gain over the baseline below which the baseline stays
+_WORSE, _SELDOM = 0.003, 0.05  # a trace fares worse if it loses so much; the share of traces that may
+
+
+def search(problem: Problem, effort: Effort) -> Plan:
+    """The best placement that is found within the effort (see this module).
+
+    Raises:
+        PlacementError: no model fits any group.
+    """
+    return _Search(problem, effort).run()
+
+
+class _Search:
+    """One search; see the module."""
+
+    def __init__(self, problem: Problem, effort: Effort) -> None:
+        self._problem = problem
+        self._effort = effort
+        self._seeds = np.random.SeedSequence(effort.seed)
+        self._began_s = effort.clock()
+        self._ended = False
+        self._baseline_simulations = 0
+        self._judges: list[Judge] = []
+        self._best: Verdict | None = None
+        self._traces = training_traces(problem.workload, problem.fleet, self._rng())
+        self._reachable = reachable(problem, self._traces)
+
+    def run(self) -> Plan:
+        """All stages; the best of what was found when it is stopped."""
+        problem = self._problem
+        moves = Moves(problem, reshape=_RESHAPE_OFTEN)
+        groups = uniform_groups(problem, moves)
+        if not groups:
+            raise PlacementError("no model of the fleet fits any group; see what each lacks with `jaxserve plan`")
+        pool = concurrent.futures.ThreadPoolExecutor(_CORES)
+        try:
+            baseline, *started = self._gather(pool, [self._baseline(), *(self._start(moves, each) for each in groups)])
+            chains = [self._chain(moves, verdict) for verdict in (baseline, *_ranked(started)[:_KEPT])]
+            shaped = self._gather(pool, self._annealing(chains, _SHAPED, in_turns=True))
+            first, *others = _ranked(shaped)
+            second = others[0] if others and others[0].value > first.value - _CLOSE else first
+            moves = Moves(problem, reshape=_RESHAPE_RARELY)
+            gains = first.values - baseline.values
+            if gains.mean() > _CLEAR * gains.std():
+                chains = [self._chain(moves, verdict) for verdict in (first, second)]
+            else:
+                chains = [self._chain(moves, first), self._chain(moves, baseline, rival=baseline)]
+            annealed = self._gather(pool, self._annealing(chains, _ANNEALED, in_turns=False))
+        finally:
+            self._ended = True
+            pool.shutdown()
+        best = self._decide(baseline, [*annealed, *_ranked(shaped)[:_COMPARED]])
+        return Plan(placement=problem.placement(best.shape), simulations=self._simulations)
+
+    def _baseline(self) -> Callable[[], Verdict]:
+        effort, judge = self._effort, self._judge(self._traces)
+        part = dataclasses.replace(
+            effort,
+            seconds=effort.seconds * _BASELINE,
+            simulations=None if effort.simulations is None else int(effort.simulations * _BASELINE),
+            report=lambda progress: None,
+            stop=lambda: self._ended,
+        )
+
+        def place() -> Verdict:
+            plan = variant(buckets=False)(self._problem, part)
+            self._baseline_simulations = plan.simulations
+            return judge.verdict(self._problem.shape(plan.placement, spare=2))
+
+        return place
+
+    def _start(self, moves: Moves, groups: Sequence[int]) -> Callable[[], Verdict]:
+        quick, judge = self._judge(self._traces[:_QUICK_LOOK]), self._judge(self._traces)
+        return lambda: judge.verdict(fill_by_need(quick, moves, self._problem, groups).shape)
+
+    def _chain(self, moves: Moves, start: Verdict, *, rival: Verdict | None = None) -> Chain:
+        return Chain(self._judge(self._traces, rival=rival), moves, start, self._rng())
+
+    def _annealing(self, chains: Sequence[Chain], until: float, *, in_turns: bool) -> list[Callable[[], Verdict]]:
+        """Runs of these chains that together use up the effort up to a share of it."""
+        effort = self._effort
+        if effort.simulations is not None:
+            quota = max(0.0, effort.simulations * until - self._simulations) / len(chains)
+            return [
+                lambda chain=chain: self._anneal(chain, _Spent(lambda: float(chain.judge.simulations), quota))
+                for chain in chains
+            ]
+        seconds = max(0.0, self._began_s + effort.seconds * until - effort.clock())
+        each_s = seconds * min(_CORES, len(chains)) / len(chains) if in_turns else seconds
+        return [lambda chain=chain: self._anneal(chain, _Spent(effort.clock, each_s)) for chain in chains]
+
+    def _anneal(self, chain: Chain, spent: "_Spent") -> Verdict:
+        while not self._ended and (done := spent()) < 1 and not self._is_perfect(chain.best):
+            chain.step(done)
+        return chain.best
+
+    def _gather(self, pool: concurrent.futures.Executor, tasks: Iterable[Callable[[], Verdict]]) -> list[Verdict]:
+        """What the tasks return, in their order; those that have begun, where the search is told to stop."""
+        futures = [pool.submit(task) for task in tasks]
+        waiting = set(futures)
+        while waiting:
+            try:
+                done, waiting = concurrent.futures.wait(waiting, timeout=_POLL_S)
+                for future in done:
+                    self._note(future.result())
+                self._report()
+                if self._effort.stop():
+                    self._ended = True
+            except KeyboardInterrupt:
+                self._ended = True
+            if self._ended:
+                waiting = {future for future in waiting if not future.cancel()}
+        return [future.result() for future in futures if not future.cancelled()]
+
+    def _decide(self, baseline: Verdict, others: Sequence[Verdict]) -> Verdict:
+        """The best that is reliably no worse than the baseline, else the baseline."""
+        fresh = fresh_traces(self._problem.workload, self._problem.fleet, self._rng(), resamples=_FRESH)
+        judge = self._judge(fresh)
+        expected = judge.verdict(baseline.shape)
+        best, most = baseline, self._over_all(baseline, expected)
+        for each in others:
+            seen = judge.verdict(each.shape)
+            gains = seen.values - expected.values
+            reliable = gains.mean() >= _WORTHWHILE and (gains < -_WORSE).mean() <= _SELDOM
+            if reliable and self._over_all(each, seen) > most:
+                best, most = each, self._over_all(each, seen)
+        return best
+
+    @staticmethod
+    def _over_all(fitted: Verdict, fresh: Verdict) -> float:
+        """The mean over the traces that a placement was fitted to and those that it was not."""
+        return len(fitted.values) * fitted.value + len(fresh.values) * fresh.value
+
+    def _judge(self, traces: Sequence[Traffic], *, rival: Verdict | None = None) -> Judge:
+        problem = self._problem
+        scorers = [Scorer(problem.tables, traffic, overhead_s=problem.overhead_s) for traffic in traces]
+        judge = Judge(scorers, problem.objective, rival=None if rival is None else rival.values)
+        self._judges.append(judge)
+        return judge
+
+    def _rng(self) -> np.random.Generator:
+        """A generator of its own for each part, in the order in which they are made."""
+        return np.random.default_rng(self._seeds.spawn(1)[0])
+
+    @property
+    def _simulations(self) -> int:
+        return self._baseline_simulations + sum(judge.simulations for judge in self._judges)
+
+    def _note(self, verdict: Verdict) -> None:
+        if self._best is None or verdict.value > self._best.value:
+            self._best = verdict
+
+    def _report(self) -> None:
+        effort, best = self._effort, self._best
+        if effort.simulations is not None:
+            done = self._simulations / max(effort.simulations, 1)
+        else:
+            done = (effort.clock() - self._began_s) / effort.seconds
+        attainment = 0.0 if best is None else best.served.sum() / sum(traffic.requests for traffic in self._traces)
+        effort.report(Progress(done=min(done, 1.0), simulations=self._simulations, slo_attainment=float(attainment)))
+
+    def _is_perfect(self, verdict: Verdict) -> bool:
+        return self._problem.objective.is_total and int(verdict.served.sum()) >= self._reachable
+
+
+class _Spent:
+    """How much of an allowance is used, 0 to 1, since it was first asked."""
+
+    def __init__(self, meter: Callable[[], float], allowance: float) -> None:
+        self._meter = meter
+        self._allowance = allowance
+        self._first: float | None = None
+
+    def __call__(self) -> float:
+        if self._first is None:
+            self._first = self._meter()
+        return (self._meter() - self._first) / self._allowance if self._allowance > 0 else 1.0
+
+
+def _ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Best first; of equals the earlier."""
+    return sorted(verdicts, key=lambda verdict: -verdict.value)
+
+
+def reachable(problem: Problem, traces: Iterable[Traffic]) -> int:
+    """Requests that some config serves in time when it is idle: no placement serves more."""
+    tables = problem.tables
+    fits = (tables.weight_bytes <= problem.fleet.memory_bytes).all(axis=2)
+    alone_s = np.where(fits, tables.latency_s[..., 0].sum(axis=2), np.inf).min(axis=0, initial=np.inf)
+    late_s = alone_s + problem.overhead_s
+    # the simulator compares (arrival + latencies + overhead) - arrival, whose last bits may differ: round to its favour
+    return sum(int((late_s[traffic.model] <= traffic.slo_s * (1 + 1e-9)).sum()) for traffic in traces)
