@@ -1,25 +1,26 @@
 """Simulated annealing over placements, judged by several traces.
 
 A step is judged trace by trace, and given up as soon as it is plain that it would be refused: the differences to the
-current placement on the traces so far, continued at their mean plus `_DOUBT` times its standard error, do not reach what
-is needed to accept it. Most steps are bad and are known to be after two traces out of nine. The threshold is drawn
+current placement on the traces so far, continued at their mean plus `_DOUBT` times its standard error, do not reach
+what is needed to accept it. Most steps are bad, and are known to be after two or three traces. The threshold is drawn
 beforehand, so that this is Metropolis' rule but for those few steps that the later traces would have saved.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxserve.placement.moves import Moves
 from jaxserve.placement.objective import Objective
-from jaxserve.simulator import Scorer, Shape
+from jaxserve.simulator import Current, Scorer, Shape
 
 _DOUBT = 1.5
+_MANY = 16  # groups from which on most of a placement is left as it was by a step
 _CAUTION = 1.3  # standard deviations that a gain is taken for less, where it must be reliable
-_HOT, _COLD = 0.003, 0.0001  # temperatures, in shares of all requests
+_HOT, _COLD = 0.015, 0.0005  # temperatures: shares of the requests of an average group
 _QUICK = 1e-4  # what a latency as long as its SLO weighs against a request served
 Ints = npt.NDArray[np.int64]
 
@@ -40,6 +41,7 @@ class Judge:
         self.scorers = scorers
         self.objective = objective
         self._rival = rival
+        self._followed: list[Current] = []
         self.requests = np.array([scorer.traffic.per_model for scorer in scorers])
         self._missed = [scorer.traffic.requests - len(scorer.traffic.model) for scorer in scorers]
         self._slo_s = [float(scorer.traffic.slo_s[np.isfinite(scorer.traffic.slo_s)].sum()) for scorer in scorers]
@@ -48,6 +50,19 @@ class Judge:
     def simulations(self) -> int:
         """Runs of a trace so far."""
         return sum(scorer.runs for scorer in self.scorers)
+
+    def follow(self, shape: Shape) -> None:
+        """Remembers the runs of a placement; from now on, placements of as many groups are judged by what differs."""
+        self._followed = [scorer.start(shape) for scorer in self.scorers]
+
+    def accept(self) -> None:
+        """Follows the placement that was judged last, on all traces, from now on."""
+        for current in self._followed:
+            current.accept()
+
+    def forget(self) -> None:
+        """Ends `follow`."""
+        self._followed = []
 
     def verdict(self, shape: Shape) -> "Verdict":
         """The verdict on a placement."""
@@ -70,7 +85,7 @@ class Judge:
         values = np.zeros(traces)
         latency = 0.0
         for index, scorer in enumerate(self.scorers):
-            score = scorer.score(shape)
+            score = self._followed[index].change(shape) if self._followed else scorer.score(shape)
             served[index] = score.served
             chosen += score.chosen
             latency += score.latency_s / max(self._slo_s[index], 1e-9)
@@ -124,10 +139,19 @@ class Chain:
         self._current = start
         self._rng = rng
 
+    def run(self, done: Callable[[], float]) -> "Verdict":
+        """Anneals until `done`, how much of it is over, comes to 1; returns the best."""
+        if (self._current.shape.config >= 0).sum() >= _MANY:
+            self.judge.follow(self._current.shape)
+        while (part := done()) < 1:
+            self.step(part)
+        self.judge.forget()
+        return self.best
+
     def step(self, done: float) -> None:
         """One step of annealing, `done` being how much of it is over, 0 to 1."""
-        temperature = _HOT * (_COLD / _HOT) ** done
         current = self._current
+        temperature = _HOT * (_COLD / _HOT) ** done / max(1, int((current.shape.config >= 0).sum()))
         wanted = (self.judge.requests - current.served).sum(axis=0).astype(np.float64)
         shape = self._moves.step(current.shape, wanted, self._rng)
         if shape is None:
@@ -136,5 +160,6 @@ class Chain:
         verdict = self.judge.compare(shape, current, needed)
         if verdict is not None and verdict.value >= needed:
             self._current = verdict
+            self.judge.accept()
             if verdict.value > self.best.value:
                 self.best = verdict

@@ -80,7 +80,7 @@ class Moves:
         return changed if touched and self._settle(changed, touched, odds, rng) else None
 
     def _change_models(self, shape: Shape, groups: Ints, odds: Floats, rng: np.random.Generator) -> dict[int, int]:
-        """Replicates, moves, swaps or drops a model; returns the groups that changed and a model that each must keep."""
+        """Replicates, moves, swaps or drops a model; returns the groups that changed, with what each must keep."""
         kind = rng.random()
         group = int(rng.choice(groups))
         held = shape.held[group]

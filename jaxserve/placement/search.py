@@ -5,15 +5,18 @@
 2. *Shapes.* The best of them are annealed for a while, with some steps that reshape, split and merge groups: what a
    shape is worth shows only once its models are well chosen.
 3. *Models.* The best two are annealed for the rest of the time, each on a core.
-4. *Verdict.* The best of all are compared once more, on traces that nothing was fitted to. Only one that is reliably no
-   worse than the baseline takes its place: it must gain 0.2 points in the mean, and at most one of
-   twenty fresh traces may fare worse under it. Where all good
-   placements are about as good as each other, which one serves tomorrow's traffic best is a matter of luck; then it is
-   not worth leaving the plain one.
+4. *Verdict.* The best are compared once more, on traces that nothing was fitted to. Only one that is reliably better
+   than the baseline takes its place: it must gain 0.2 points in the mean, and at most one of twenty fresh traces may
+   fare worse under it. Where all good placements are about as good as each other, which of them serves tomorrow's
+   traffic best is a matter of luck; then it is not worth leaving the plain one. Where no chain is clearly
+   better, one of them looks for a placement that gains on each trace.
 
-The steps are those of `moves`, judged as `anneal` says, on the traces of `training`. Chains share nothing, so the result
-of a given number of simulations depends on the seed only, however many cores there are. The search ends early when
-nothing is missed that any group could serve in time.
+Where requests may be merged, runs take many times longer, and a placement that serves them well one by one is a good
+one to begin with. So the first three stages run without batches; then the best placements are annealed on with them.
+
+The steps are those of `moves`, judged as `anneal` says, on the traces of `training`. Chains share nothing, so the
+result of a given number of simulations depends on the seed only, however many cores there are. The search ends early
+when nothing is missed that any group could serve in time.
 """
 
 import concurrent.futures
@@ -29,10 +32,11 @@ from jaxserve.placement.moves import Moves
 from jaxserve.placement.problem import Effort, Plan, Problem, Progress
 from jaxserve.placement.starts import fill_by_need, uniform_groups
 from jaxserve.placement.training import fresh_traces, training_traces
-from jaxserve.simulator import Scorer, Traffic
+from jaxserve.simulator import FleetTables, Scorer, Traffic
 
 _CORES = 2  # chains at a time
 _SHAPED, _ANNEALED = 0.35, 0.97  # shares of the effort after which the second and the third stage end
+_ALONE, _MERGED = 0.6, 0.9  # where requests are merged: shares after which the search without and with batches end
 _RESHAPE_OFTEN, _RESHAPE_RARELY = 0.1, 0.02  # shares of steps that change the groups
 _KEPT = 6  # starts that are annealed
 _CLOSE = 0.02  # a second shape whose value is so close to the best is annealed to the end as well
@@ -67,37 +71,58 @@ class _Search:
         self._baseline_simulations = 0
         self._judges: list[Judge] = []
         self._best: Verdict | None = None
+        self._alone = problem
+        if problem.max_batch > 1:
+            tables = FleetTables.of(problem.fleet, problem.profiles)
+            self._alone = dataclasses.replace(problem, max_batch=1, tables=tables)
         self._traces = training_traces(problem.workload, problem.fleet, self._rng())
         self._reachable = reachable(problem, self._traces)
 
     def run(self) -> Plan:
         """All stages; the best of what was found when it is stopped."""
         problem = self._problem
-        moves = Moves(problem, reshape=_RESHAPE_OFTEN)
+        moves = Moves(self._alone, reshape=_RESHAPE_OFTEN)
         groups = uniform_groups(problem, moves)
         if not groups:
             raise PlacementError("no model of the fleet fits any group; see what each lacks with `jaxserve plan`")
         pool = concurrent.futures.ThreadPoolExecutor(_CORES)
         try:
-            baseline, *started = self._gather(pool, [self._baseline(), *(self._start(moves, each) for each in groups)])
+            baseline, *started = self._gather(
+                pool,
+                [
+                    self._alpaserve(groups[0], buckets=False),
+                    self._alpaserve(groups[0], buckets=True),
+                    *(self._start(moves, each) for each in groups),
+                ],
+            )
+            share = 1.0 if self._alone is problem else _ALONE
             chains = [self._chain(moves, verdict) for verdict in (baseline, *_ranked(started)[:_KEPT])]
-            shaped = self._gather(pool, self._annealing(chains, _SHAPED, in_turns=True))
+            shaped = self._gather(pool, self._annealing(chains, share * _SHAPED, in_turns=True))
             first, *others = _ranked(shaped)
             second = others[0] if others and others[0].value > first.value - _CLOSE else first
-            moves = Moves(problem, reshape=_RESHAPE_RARELY)
+            moves = Moves(self._alone, reshape=_RESHAPE_RARELY)
             gains = first.values - baseline.values
             if gains.mean() > _CLEAR * gains.std():
                 chains = [self._chain(moves, verdict) for verdict in (first, second)]
             else:
                 chains = [self._chain(moves, first), self._chain(moves, baseline, rival=baseline)]
-            annealed = self._gather(pool, self._annealing(chains, _ANNEALED, in_turns=False))
+            found = self._gather(pool, self._annealing(chains, share * _ANNEALED, in_turns=False))
+            found += _ranked(shaped)[:_COMPARED]
+            if self._alone is not problem:
+                quick, judge = (
+                    self._judge(traces, merging=True) for traces in (self._traces[:_QUICK_LOOK], self._traces)
+                )
+                baseline = judge.verdict(baseline.shape)
+                best = _ranked(quick.verdict(each.shape) for each in (*found, *started))[:_CORES]
+                chains = [self._chain(moves, judge.verdict(each.shape), merging=True) for each in best]
+                found = self._gather(pool, self._annealing(chains, _MERGED, in_turns=False))
         finally:
             self._ended = True
             pool.shutdown()
-        best = self._decide(baseline, [*annealed, *_ranked(shaped)[:_COMPARED]])
+        best = self._decide(baseline, found)
         return Plan(placement=problem.placement(best.shape), simulations=self._simulations)
 
-    def _baseline(self) -> Callable[[], Verdict]:
+    def _alpaserve(self, groups: Sequence[int], *, buckets: bool) -> Callable[[], Verdict]:
         effort, judge = self._effort, self._judge(self._traces)
         part = dataclasses.replace(
             effort,
@@ -108,8 +133,11 @@ class _Search:
         )
 
         def place() -> Verdict:
-            plan = variant(buckets=False)(self._problem, part)
-            self._baseline_simulations = plan.simulations
+            try:
+                plan = variant(buckets=buckets)(self._alone, part)
+            except PlacementError:  # none of the configs that it tries is there: anything is better than nothing
+                return judge.verdict(self._problem.empty(groups))
+            self._baseline_simulations += plan.simulations
             return judge.verdict(self._problem.shape(plan.placement, spare=2))
 
         return place
@@ -118,26 +146,33 @@ class _Search:
         quick, judge = self._judge(self._traces[:_QUICK_LOOK]), self._judge(self._traces)
         return lambda: judge.verdict(fill_by_need(quick, moves, self._problem, groups).shape)
 
-    def _chain(self, moves: Moves, start: Verdict, *, rival: Verdict | None = None) -> Chain:
-        return Chain(self._judge(self._traces, rival=rival), moves, start, self._rng())
+    def _chain(self, moves: Moves, start: Verdict, *, rival: Verdict | None = None, merging: bool = False) -> Chain:
+        return Chain(self._judge(self._traces, rival=rival, merging=merging), moves, start, self._rng())
 
     def _annealing(self, chains: Sequence[Chain], until: float, *, in_turns: bool) -> list[Callable[[], Verdict]]:
         """Runs of these chains that together use up the effort up to a share of it."""
         effort = self._effort
         if effort.simulations is not None:
             quota = max(0.0, effort.simulations * until - self._simulations) / len(chains)
-            return [
-                lambda chain=chain: self._anneal(chain, _Spent(lambda: float(chain.judge.simulations), quota))
-                for chain in chains
-            ]
-        seconds = max(0.0, self._began_s + effort.seconds * until - effort.clock())
-        each_s = seconds * min(_CORES, len(chains)) / len(chains) if in_turns else seconds
-        return [lambda chain=chain: self._anneal(chain, _Spent(effort.clock, each_s)) for chain in chains]
+        else:
+            quota = max(0.0, self._began_s + effort.seconds * until - effort.clock())
+            if in_turns:
+                quota *= min(_CORES, len(chains)) / len(chains)
+        return [lambda chain=chain: chain.run(self._part_done(chain, quota)) for chain in chains]
 
-    def _anneal(self, chain: Chain, spent: "_Spent") -> Verdict:
-        while not self._ended and (done := spent()) < 1 and not self._is_perfect(chain.best):
-            chain.step(done)
-        return chain.best
+    def _part_done(self, chain: Chain, quota: float) -> Callable[[], float]:
+        """How much of its part of the effort a chain has used since this was first asked; 1 where it is to end."""
+        first: list[float] = []
+
+        def done() -> float:
+            if self._ended or self._is_perfect(chain.best):
+                return 1.0
+            now = self._effort.clock() if self._effort.simulations is None else float(chain.judge.simulations)
+            first.append(now)
+            del first[1:]
+            return (now - first[0]) / quota if quota > 0 else 1.0
+
+        return done
 
     def _gather(self, pool: concurrent.futures.Executor, tasks: Iterable[Callable[[], Verdict]]) -> list[Verdict]:
         """What the tasks return, in their order; those that have begun, where the search is told to stop."""
@@ -160,7 +195,7 @@ class _Search:
     def _decide(self, baseline: Verdict, others: Sequence[Verdict]) -> Verdict:
         """The best that is reliably no worse than the baseline, else the baseline."""
         fresh = fresh_traces(self._problem.workload, self._problem.fleet, self._rng(), resamples=_FRESH)
-        judge = self._judge(fresh)
+        judge = self._judge(fresh, merging=True)
         expected = judge.verdict(baseline.shape)
         best, most = baseline, self._over_all(baseline, expected)
         for each in others:
@@ -176,8 +211,8 @@ class _Search:
         """The mean over the traces that a placement was fitted to and those that it was not."""
         return len(fitted.values) * fitted.value + len(fresh.values) * fresh.value
 
-    def _judge(self, traces: Sequence[Traffic], *, rival: Verdict | None = None) -> Judge:
-        problem = self._problem
+    def _judge(self, traces: Sequence[Traffic], *, rival: Verdict | None = None, merging: bool = False) -> Judge:
+        problem = self._problem if merging else self._alone
         scorers = [Scorer(problem.tables, traffic, overhead_s=problem.overhead_s) for traffic in traces]
         judge = Judge(scorers, problem.objective, rival=None if rival is None else rival.values)
         self._judges.append(judge)
@@ -206,20 +241,6 @@ class _Search:
 
     def _is_perfect(self, verdict: Verdict) -> bool:
         return self._problem.objective.is_total and int(verdict.served.sum()) >= self._reachable
-
-
-class _Spent:
-    """How much of an allowance is used, 0 to 1, since it was first asked."""
-
-    def __init__(self, meter: Callable[[], float], allowance: float) -> None:
-        self._meter = meter
-        self._allowance = allowance
-        self._first: float | None = None
-
-    def __call__(self) -> float:
-        if self._first is None:
-            self._first = self._meter()
-        return (self._meter() - self._first) / self._allowance if self._allowance > 0 else 1.0
 
 
 def _ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
