@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DEMO = ["safetensors>=0.4", "tokenizers>=0.20"]
-TEST = [*DEMO, "hypothesis>=6.100", "pytest>=8.2"]
+PLOT = ["matplotlib>=3.9"]
+TEST = [*DEMO, *PLOT, "hypothesis>=6.100", "pytest>=8.2"]
 DOCS = ["pdoc>=15"]
 # pyright[nodejs] brings Node.js as a wheel; without it pyright downloads one at its first run.
 DEV = [*TEST, *DOCS, "pre-commit>=4", "pyright[nodejs]>=1.1.380", "ruff>=0.12"]
@@ -30,11 +31,13 @@ setup(
         "jax>=0.10.2",
         "ml_dtypes>=0.5",
         "msgpack>=1.0.8",
+        "numba>=0.61",
         "numpy>=2.0",
         "rich>=13",
+        "scipy>=1.13",
         "uvloop>=0.21; platform_system != 'Windows'",
     ],
-    extras_require={"demo": DEMO, "test": TEST, "docs": DOCS, "dev": DEV},
+    extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={"console_scripts": ["jaxserve = jaxserve.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

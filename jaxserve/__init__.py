@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxserve.client import AsyncClient, Client
     from jaxserve.engine import Engine
     from jaxserve.model import Model, TensorSpec
+    from jaxserve.placement import plan
     from jaxserve.plans import ParallelConfig, Placement, Profile
     from jaxserve.runtime import parallelize, profile
     from jaxserve.simulator import simulate
@@ -29,6 +30,7 @@ _HOMES = {
     "TensorSpec": "jaxserve.model",
     "Workload": "jaxserve.workload",
     "parallelize": "jaxserve.runtime",
+    "plan": "jaxserve.placement",
     "profile": "jaxserve.runtime",
     "simulate": "jaxserve.simulator",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "errors",
     "parallelize",
+    "plan",
     "profile",
     "simulate",
 ]

@@ -21,6 +21,7 @@ PUBLIC = (
     "Workload",
     "errors",
     "parallelize",
+    "plan",
     "profile",
     "simulate",
 )
@@ -72,7 +73,7 @@ def test_every_error_is_documented_and_in_one_tree():
     [
         "import jaxserve",
         "import jaxserve.client",
-        "from jaxserve import AsyncClient, Client, ParallelConfig, Placement, Profile, Workload, errors, simulate",
+        "from jaxserve import AsyncClient, Client, ParallelConfig, Placement, Profile, Workload, errors, plan, simulate",
     ],
 )
 def test_a_client_does_not_import_jax(statement):

@@ -1,4 +1,4 @@
-"""The commands: `jaxserve demo | serve | profile | simulate | status`."""
+"""The commands: `jaxserve demo | explain | plan | profile | serve | simulate | status`."""
 
 from jaxserve.cli.main import main
 

@@ -13,10 +13,12 @@ from jaxserve.errors import ConfigError, FileFormatError, JaxserveError, Missing
 _COMMANDS = {
     "demo": "Serve four models on fake CPU devices under bursty traffic.",
     "explain": "Show the stages and the sharding that a model gets.",
+    "plan": "Find which groups there should be and which models each should hold.",
     "profile": "Measure or estimate models and write a profiles file.",
     "serve": "Serve models over the network.",
     "simulate": "Say what would become of a workload under a placement.",
     "status": "Show what a running server does.",
+    "workload": "Make, convert and show workload files.",
 }
 _SLOW_TO_IMPORT = {"demo", "explain", "profile", "serve"}
 """These import jax, which takes seconds."""

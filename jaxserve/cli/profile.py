@@ -1,7 +1,6 @@
 """`jaxserve profile`: measures models, or estimates them, and writes a profiles file."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.explain import budget_bytes, parallel_config, short
 from jaxserve.cli.factory import load_models
+from jaxserve.cli.output import check_output
 from jaxserve.cli.show import print_json, print_table, say, stderr, table_of
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError, PlacementError
@@ -70,7 +70,7 @@ def command(
         raise ConfigError(f"--devices is {devices}, but must be at least 1")
     config = parallel_config(1 if intra_op is None else intra_op, 1 if inter_op is None else inter_op)
     budget = budget_bytes(weight_budget_gb)
-    _check_output(output)
+    check_output("-o", output, example="profiles.json")
     if device_kind is None:
         make = _Measure(cpu_devices, budget)
     else:
@@ -103,16 +103,6 @@ def every_config(devices: int) -> tuple[ParallelConfig, ...]:
     powers = [1 << exponent for exponent in range(devices.bit_length()) if 1 << exponent <= devices]
     every = [ParallelConfig(*each) for each in itertools.product(powers, repeat=2)]
     return tuple(sorted((each for each in every if each.devices <= devices), key=lambda each: (each.devices, each)))
-
-
-def _check_output(output: Path | None) -> None:
-    """Finds out that the file cannot be written before anything takes long."""
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"-o {output}: there is no directory {output.parent}; make it first")
-    if output is not None and output.is_dir():
-        raise ConfigError(f"-o {output} is a directory; name a file, such as {output / 'profiles.json'}")
-    if output is not None and not os.access(output.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"-o {output}: {output.parent} cannot be written to; choose another directory")
 
 
 class _Measure:

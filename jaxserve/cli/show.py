@@ -9,6 +9,7 @@ import click
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
 from rich.table import Table
 
@@ -57,6 +58,47 @@ class Telling:
         """Says in a few words which part of it is being done."""
         if self._status is not None:
             self._status.update(f"{self._what}: {escape(text)}")
+
+
+class Searching:
+    """Shows, while it is entered, how far a search is and its best so far: a bar on a terminal, else a few lines."""
+
+    _QUARTERS = 4  # lines for one search, where there is no terminal
+
+    def __init__(self) -> None:
+        what, best = TextColumn("{task.description}"), TextColumn("{task.fields[best]}")
+        columns = (what, BarColumn(), best, TimeElapsedColumn())
+        self._bar = Progress(*columns, console=stderr, transient=True) if stderr.is_terminal else None
+        self._task = None
+        self._what = ""
+        self._said = 0
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, what: str) -> None:
+        """A search begins, for `what`."""
+        self._what, self._said = what, 0
+        if self._bar is None:
+            say(f"{what} ...")
+            return
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(escape(what), total=1.0, best="")
+
+    def report(self, done: float, best: float) -> None:
+        """So much of it is done, 0 to 1, and this is the best SLO attainment so far."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, best=f"best {percent(best)} %")
+        elif (quarter := int(done * self._QUARTERS)) > self._said:
+            self._said = quarter
+            say(f"{self._what}: {percent(done)} % done, best {percent(best)} %")
 
 
 def milliseconds(seconds: float | None) -> str:

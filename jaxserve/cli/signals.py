@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 from jaxserve.cli.show import say
 
@@ -53,3 +54,38 @@ class StopSignals:
         if not self._ready and self._task is not None:
             say("stopping ...")  # it may take a while: nothing interrupts a program that is being compiled
             self._task.cancel()
+
+
+class FirstInterrupt:
+    """While it is entered, the first Ctrl-C asks to stop, and the next one interrupts as ever.
+
+    For what runs in the main thread and asks now and then; calling this answers whether it shall stop.
+
+    Args:
+        what: said once when it shall.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._asked = False
+        self._said = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        if self._asked and not self._said:
+            self._said = True
+            say(self._what)  # not by the handler: it may come while this very stream is written to
+        return self._asked
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True

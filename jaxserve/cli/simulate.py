@@ -13,7 +13,7 @@ from jaxserve.cli.show import milliseconds, percent, print_json, print_table, ta
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, Placement, Profiles, write_bytes
 from jaxserve.scheduling import DISPATCHES
-from jaxserve.simulator import SimulationResult, simulate
+from jaxserve.simulator import ENGINES, SimulationResult, simulate
 from jaxserve.workload import Workload
 
 
@@ -24,8 +24,8 @@ from jaxserve.workload import Workload
 @click.option("--workload", type=Path, required=True, metavar="FILE", help="An .npz or .csv workload.")
 @click.option("--dispatch", default="alpaserve", help=f"How a group is chosen: {', '.join(DISPATCHES)}.")
 @click.option("--overhead-s", default=0.0, help="Seconds that an answer costs beyond its stages.")
-@click.option("--max-batch", default=1, help="Largest batch that requests are merged into; only 1 so far.")
-@click.option("--engine", type=click.Choice(["reference"]), default="reference", help="Which simulator.")
+@click.option("--max-batch", default=1, help="How many requests are merged into a batch at most.")
+@click.option("--engine", type=click.Choice(ENGINES), default="fast", help="Which simulator; both decide alike.")
 @click.option("--per-request", type=Path, metavar="OUT.npz", help="Where to write what became of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -41,8 +41,6 @@ def command(
     as_json: bool,
 ) -> None:
     """Say what would become of a workload under a placement."""
-    if max_batch != 1:
-        raise ConfigError(f"--max-batch is {max_batch}, but requests are not merged into batches yet; leave it at 1")
     result = simulate(
         profiles=Profiles.load(profiles),
         fleet=Fleet.load(fleet),
@@ -50,6 +48,8 @@ def command(
         workload=Workload.load(workload),
         dispatch=dispatch,
         overhead_s=overhead_s,
+        max_batch=max_batch,
+        engine=engine,
     )
     if per_request is not None:
         data = io.BytesIO()

@@ -1,4 +1,7 @@
-"""Why a model is on no group: what keeps it from every group, or what it lost its place to."""
+"""Why a model is on no group: what keeps it from every group, or what it lost its place to.
+
+A model that no group can serve in time may be on one all the same, where there is room; it is told of as well.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ from jaxserve.simulator import Traffic
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Unplaced:
-    """Why a model is on no group.
+    """Why a model is on no group, or on one that is of no use to it.
 
     Attributes:
         model: its name.
@@ -28,12 +31,18 @@ class Unplaced:
 
 
 def unplaced(problem: Problem, placement: Placement) -> tuple[Unplaced, ...]:
-    """Every model that is on no group of any segment, in the order of the fleet, then those that are not in it."""
-    reasons = _Reasons(problem)
+    """Every model that is on no group of any segment, or can be served by none, in the order of the fleet.
+
+    Then those of the workload that are not in the fleet.
+    """
+    reasons = _Reasons(problem, placement.groups)
     segments = [segment.groups for segment in placement.segments] or [placement.groups]
     held = {name for groups in segments for group in groups for name in group.models}
-    missing = [index for index, model in enumerate(problem.fleet.models) if model.name not in held]
-    return (*(reasons.why(index, placement.groups) for index in missing), *_strangers(problem))
+    found = [
+        reasons.obstacle(index) if model.name in held else reasons.why(index)
+        for index, model in enumerate(problem.fleet.models)
+    ]
+    return (*(each for each in found if each is not None), *_strangers(problem))
 
 
 def refuse_hopeless(problem: Problem) -> None:
@@ -59,22 +68,31 @@ def refuse_hopeless(problem: Problem) -> None:
 
 
 class _Reasons:
-    """What keeps the models of one problem from groups."""
+    """What keeps the models of one problem from groups, and from these groups in particular."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, groups: Sequence[Group] = ()) -> None:
         traffic = Traffic.of(problem.workload, problem.fleet)
         self._problem = problem
         self._requests = traffic.per_model
         self._slo_s = np.zeros(len(problem.fleet.models))
         np.maximum.at(self._slo_s, traffic.model, traffic.slo_s)  # the longest of each model's requests
+        tables = problem.tables
+        index_of = {model.name: index for index, model in enumerate(problem.fleet.models)}
+        self._config = np.array([tables.configs.index(group.config) for group in groups], np.int64)
+        used = [
+            tables.weight_bytes[config, [index_of[name] for name in group.models]].sum(axis=0)
+            for config, group in zip(self._config, groups, strict=True)
+        ]
+        free_bytes = problem.fleet.memory_bytes - np.array(used, np.float64)
+        self._free_bytes = free_bytes.reshape(len(groups), tables.weight_bytes.shape[2])  # [groups, stages]
 
-    def why(self, index: int, groups: Sequence[Group]) -> Unplaced:
-        """Why a model is on none of these groups."""
+    def why(self, index: int) -> Unplaced:
+        """Why a model is on none of the groups."""
         if (found := self.obstacle(index)) is not None:
             return found
         if not self._requests[index]:
             return self._because(index, "no-requests", "no request of the workload is for it")
-        return self._outdone(index, groups)
+        return self._outdone(index)
 
     def obstacle(self, index: int) -> Unplaced | None:
         """What keeps a model from every group that the cluster can have; None where nothing does."""
@@ -84,7 +102,9 @@ class _Reasons:
             why = f"its profile {fleet.models[index].profile!r} has no row at batch size 1; run `jaxserve profile`"
             return self._because(index, "no-profile", why)
         host = min(fleet.devices_per_host, fleet.devices)
-        possible = [int(c) for c in has_row if tables.devices[c] <= fleet.devices and tables.configs[c].intra_op <= host]
+        possible = [
+            int(c) for c in has_row if tables.devices[c] <= fleet.devices and tables.configs[c].intra_op <= host
+        ]
         if not possible:
             smallest = min((tables.configs[c] for c in has_row), key=lambda config: (config.devices, config.intra_op))
             why = (
@@ -118,35 +138,29 @@ class _Reasons:
         )
         return self._because(index, "too-slow", why)
 
-    def _outdone(self, index: int, groups: Sequence[Group]) -> Unplaced:
+    def _outdone(self, index: int) -> Unplaced:
         tables, memory_bytes = self._problem.tables, self._problem.fleet.memory_bytes
         weights = tables.weight_bytes[:, index]
-        usable = [config for config, own in zip(tables.configs, weights, strict=True) if (own <= memory_bytes).all()]
-        matching = [number for number, group in enumerate(groups) if group.config in usable]
-        if not matching:
+        usable = np.all(weights <= memory_bytes, axis=1)  # [configs]
+        matching = np.flatnonzero(usable[self._config])
+        if not len(matching):
+            shapes = ", ".join(_shown(tables.configs[c]) for c in np.flatnonzero(usable))
             why = (
-                f"it fits {', '.join(map(_shown, usable))}, but the policy made no group of such a shape, since others "
-                f"gain more; add devices, or give it a min_attainment"
+                f"it fits {shapes}, but the policy made no group of such a shape, since others gain more; add devices, "
+                f"or give it a min_attainment"
             )
             return self._because(index, "crowded-out", why)
-        for number in matching:
-            config = tables.configs.index(groups[number].config)
-            if (self._used_bytes(groups[number]) + weights[config] <= memory_bytes).all():
-                why = f"group {number} has room for it, but the policy did not use it; try the policy search"
-                return self._because(index, "left-out", why)
-        config = groups[matching[0]].config
-        needed = weights[tables.configs.index(config)].max()
+        with_room = matching[np.all(weights[self._config[matching]] <= self._free_bytes[matching], axis=1)]
+        if len(with_room):
+            why = f"group {with_room[0]} has room for it, but the policy did not use it; try the policy search"
+            return self._because(index, "left-out", why)
+        config = self._config[matching[0]]
+        shape, needed = _shown(tables.configs[config]), _gb(weights[config].max())
         why = (
-            f"no group has room left for it: as {_shown(config)} it needs {_gb(needed)} of the {_gb(memory_bytes)} GB "
-            f"that a device may hold, and others gain more there; add devices, or give it a min_attainment"
+            f"no group has room left for it: as {shape} it needs {needed} of the {_gb(memory_bytes)} GB that a device "
+            f"may hold, and others gain more there; add devices, or give it a min_attainment"
         )
         return self._because(index, "crowded-out", why)
-
-    def _used_bytes(self, group: Group) -> np.ndarray:
-        """float64 [stages]: weights on a device of each stage."""
-        tables = self._problem.tables
-        held = [index for index, model in enumerate(self._problem.fleet.models) if model.name in group.models]
-        return tables.weight_bytes[tables.configs.index(group.config), held].sum(axis=0)
 
     def _because(self, index: int, cause: str, why: str) -> Unplaced:
         return Unplaced(model=self._problem.fleet.models[index].name, cause=cause, why=why)

@@ -86,6 +86,18 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+class _Twice(ValueError):
+    """A name that stands twice in one object; JSON allows it, and readers would take the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(repr(next(name for name in names if names.count(name) > 1)))
+    return made
+
+
 def read_json(path: str | os.PathLike[str], *, format_name: str) -> Fields:
     """The JSON object in `path`, whose `format` must be `format_name`, such as `jaxserve-fleet/1`.
 
@@ -98,9 +110,11 @@ def read_json(path: str | os.PathLike[str], *, format_name: str) -> Fields:
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{source}: cannot be read ({error}); give the path of a {format_name} file") from error
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except (json.JSONDecodeError, RecursionError) as error:
         raise FileFormatError(f"{source}: is not JSON ({error}); it must be a {format_name} file") from error
+    except _Twice as error:
+        raise FileFormatError(f"{source}: an object has {error} twice; every name in it must be its own") from error
     fields = Fields(value, "", source)
     given = fields["format"].text()
     if given != format_name:

@@ -10,11 +10,23 @@ FORMAT = "jaxserve-fleet/1"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FleetModel:
-    """One model of a fleet: its name, the profile that it has, and its SLO in seconds."""
+    """One model of a fleet.
+
+    Attributes:
+        name: its name.
+        profile: name of the profile that it has.
+        slo_s: seconds from the arrival of a request to its deadline.
+        min_attainment: SLO attainment that a plan must give it, 0 to 1; None where the file says nothing.
+    """
 
     name: str
     profile: str
     slo_s: float
+    min_attainment: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """This model as it stands in a fleet file."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +52,7 @@ class Fleet:
             "devices_per_host": self.devices_per_host,
             "memory_bytes": self.memory_bytes,
         }
-        models = [dataclasses.asdict(model) for model in self.models]
-        write_json(path, {"format": FORMAT, "cluster": cluster, "models": models})
+        write_json(path, {"format": FORMAT, "cluster": cluster, "models": [model.to_json() for model in self.models]})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Fleet":
@@ -68,5 +79,19 @@ def _models(fields: Fields) -> tuple[FleetModel, ...]:
         if name in seen:
             raise item["name"].wrong(f"is {name!r}, which an earlier model has; every name must be its own")
         seen.add(name)
-        models.append(FleetModel(name=name, profile=item["profile"].text(), slo_s=item["slo_s"].number(above=0)))
+        models.append(
+            FleetModel(
+                name=name,
+                profile=item["profile"].text(),
+                slo_s=item["slo_s"].number(above=0),
+                min_attainment=_share(item["min_attainment"]) if item.has("min_attainment") else None,
+            )
+        )
     return tuple(models)
+
+
+def _share(fields: Fields) -> float:
+    value = fields.number()
+    if value > 1:
+        raise fields.wrong(f"is {value:g}, but must be at most 1: it is a share of the model's requests")
+    return value

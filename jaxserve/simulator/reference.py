@@ -13,7 +13,10 @@ from jaxserve.request import Done, Failed, Outcome, Request
 from jaxserve.scheduling import Admitted, Scheduler
 
 StageTime = Callable[[Request, int, int, float], tuple[float, bool]]
-"""(request, group, stage, profiled seconds) -> (seconds that it takes, whether the model raises at its end)."""
+"""(request, group, stage, profiled seconds) -> (seconds that it takes, whether the model raises at its end).
+
+A batch is asked for once, by the request that it began with.
+"""
 
 
 def as_profiled(request: Request, group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
@@ -57,9 +60,8 @@ class Reference:
         self._scheduler = scheduler
         self._latency_s = latency_s
         self._stage_time = stage_time
-        self._requests: dict[int, Request] = {}
         self._admitted: dict[int, Admitted] = {}
-        self._ends: list[tuple[float, int, int, int, bool]] = []  # (time, group, request id, stage, raises)
+        self._ends: list[tuple[float, int, int, int, bool]] = []  # (time, group, batch id, stage, raises)
         self._lives: dict[int, int] = {}  # group -> how often it died; an end of an earlier life counts no more
         self._life_of: dict[tuple[int, int], int] = {}
 
@@ -70,7 +72,6 @@ class Reference:
         if not isinstance(decision, Admitted):
             self.answers[request.id] = Answer(outcome=decision, at_s=request.arrival_s, admitted=None)
             return
-        self._requests[request.id] = request
         self._admitted[request.id] = decision
         if decision.begins:
             self._begin(decision.group, 0, request.id, request.arrival_s)
@@ -106,25 +107,24 @@ class Reference:
         """Lets time pass until nothing is left to happen."""
         self.advance(math.inf)
 
-    def _begin(self, group: int, stage: int, request_id: int, now_s: float) -> None:
-        request = self._requests[request_id]
-        profiled_s = self._latency_s(group, request.model)[request.bucket][stage]
-        takes_s, raises = self._stage_time(request, group, stage, profiled_s)
+    def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
+        batch = self._scheduler.groups[group].batch(batch_id)
+        profiled_s = self._latency_s(group, batch.first.model)[batch.bucket][stage]
+        takes_s, raises = self._stage_time(batch.first, group, stage, profiled_s)
         self.busy_s[group] = self.busy_s.get(group, 0.0) + takes_s
-        self._life_of[request_id, stage] = self._lives.get(group, 0)
-        heapq.heappush(self._ends, (now_s + takes_s, group, request_id, stage, raises))
+        self._life_of[batch_id, stage] = self._lives.get(group, 0)
+        heapq.heappush(self._ends, (now_s + takes_s, group, batch_id, stage, raises))
 
     def _end(self) -> None:
-        now_s, group, request_id, stage, raises = heapq.heappop(self._ends)
-        if self._life_of.pop((request_id, stage)) != self._lives.get(group, 0):
+        now_s, group, batch_id, stage, raises = heapq.heappop(self._ends)
+        if self._life_of.pop((batch_id, stage)) != self._lives.get(group, 0):
             return
-        step = self._scheduler.stage_done(group, stage, request_id, now_s=now_s, failed=raises)
-        if step.outcome is not None:
-            self._settle(step.outcome, now_s)
+        step = self._scheduler.stage_done(group, stage, batch_id, now_s=now_s, failed=raises)
+        for outcome in step.outcomes:
+            self._settle(outcome, now_s)
         for next_stage, next_id in step.begins:
             self._begin(group, next_stage, next_id, now_s)
 
     def _settle(self, outcome: Done | Failed, at_s: float) -> None:
         admitted = self._admitted.pop(outcome.id)
-        del self._requests[outcome.id]  # one that was abandoned on a stage begins nowhere again
         self.answers[outcome.id] = Answer(outcome=outcome, at_s=at_s, admitted=admitted)

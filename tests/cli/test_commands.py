@@ -66,7 +66,7 @@ def test_simulate_reads_csv_and_prints_a_table(capsys: pytest.CaptureFixture[str
         (simulate("--dispatch", "best"), "dispatch is 'best', but must be one of alpaserve"),
         (simulate("--overhead-s", "nan"), "overhead_s is nan"),
         (simulate("--max-batch", "0"), "max_batch is 0, but must be at least 1"),
-        (simulate("--engine", "fast"), "'fast' is not 'reference'"),
+        (simulate("--engine", "slow"), "'slow' is not one of 'fast', 'reference'"),
         (simulate("--per-request", "/no/such/directory/x.npz"), "cannot be written"),
         (simulate(workload="/none.npz"), "/none.npz: cannot be read as a workload"),
         (["serv"], "No such command 'serv'"),

@@ -37,9 +37,11 @@ SEGMENTS = {
     "format": "jaxserve-placement/1",
     "segments": [{"start_s": 0.0, "groups": GROUPS}, {"start_s": 30.5, "groups": []}],
 }
+FLOOR = FLEET | {"models": [{"name": "m0", "profile": "bert-1.3b", "slo_s": 0.755, "min_attainment": 0.5}]}
 KINDS: list[tuple[type[Any], dict[str, Any]]] = [
     (Profiles, PROFILES),
     (Fleet, FLEET),
+    (Fleet, FLOOR),
     (Placement, PLACEMENT),
     (Placement, SEGMENTS),
 ]
@@ -52,7 +54,7 @@ def test_round_trip(tmp_path: Path, kind: type[Any], content: dict[str, Any]) ->
     value = kind.load(path)
     value.save(path)
     assert kind.load(path) == value
-    assert json.loads(path.read_text())["format"] == content["format"]
+    assert json.loads(path.read_text()) == content
     assert os.listdir(tmp_path) == ["file.json"]
 
 
@@ -72,6 +74,15 @@ def test_round_trip(tmp_path: Path, kind: type[Any], content: dict[str, Any]) ->
         (Profiles, PROFILES, ["models"], [], "models is .*an object"),
         (Fleet, FLEET, ["models", 0, "slo_s"], 0, r"models\[0\].slo_s is 0, but must be greater than 0"),
         (Fleet, FLEET, ["models", 0, "slo_s"], float("nan"), r"models\[0\].slo_s is nan"),
+        (Fleet, FLEET, ["models", 0, "min_attainment"], 90, r"models\[0\].min_attainment is 90, but must be at most 1"),
+        (Fleet, FLEET, ["models", 0, "min_attainment"], -0.1, r"models\[0\].min_attainment is -0.1"),
+        (
+            Fleet,
+            FLEET,
+            ["models", 0, "min_attainment"],
+            "x",
+            r'models\[0\].min_attainment is "x", but must be a number',
+        ),
         (Fleet, FLEET, ["models"], FLEET["models"] * 2, r"models\[1\].name is 'm0', which an earlier"),  # type: ignore[operator]
         (Fleet, FLEET, ["cluster", "devices"], -8, "cluster.devices is -8"),
         (Placement, PLACEMENT, ["groups", 0, "devices"], [0], r"groups\[0\].devices lists 1 devices"),
@@ -109,6 +120,13 @@ def test_no_json_object(tmp_path: Path, kind: type[Any], content: bytes) -> None
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=r"file\.json: "):
         kind.load(path)
+
+
+def test_a_name_that_stands_twice_in_an_object(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(PROFILES).replace('"models": {', '"models": {"bert-1.3b": [], '))
+    with pytest.raises(FileFormatError, match=r"file\.json: an object has 'bert-1\.3b' twice"):
+        Profiles.load(path)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -81,7 +81,12 @@ def test_placements_that_do_not_fit(group: Group, problem: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"dispatch": "best"}, "dispatch is 'best'.*alpaserve"), ({"overhead_s": -1.0}, "overhead_s is -1.0")],
+    [
+        ({"dispatch": "best"}, "dispatch is 'best'.*alpaserve"),
+        ({"overhead_s": -1.0}, "overhead_s is -1.0"),
+        ({"max_batch": 0}, "max_batch is 0, but must be at least 1"),
+        ({"engine": "slow"}, "engine is 'slow', but must be one of fast, reference"),
+    ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
@@ -94,3 +99,32 @@ def test_the_longest_row_counts() -> None:
     profiles = dataclasses.replace(PROFILES, models={"p": (shorter, longer)})
     result = simulate(profiles=profiles, fleet=FLEET, placement=ONE, workload=workload(0.0))
     assert result.finish_s[0] == 4.0
+
+
+def test_batches() -> None:
+    rows = (
+        dataclasses.replace(ROW, batch_size=4, stage_latency_s=(0.0, 0.0)),  # larger than is asked for
+        dataclasses.replace(ROW, batch_size=2, stage_latency_s=(1.0, 2.5)),
+        ROW,
+    )
+    profiles = dataclasses.replace(PROFILES, models={"p": rows})
+    arrivals = workload(0.0, 0.5, 0.5, slo_s=6.0)
+    result = simulate(profiles=profiles, fleet=FLEET, placement=ONE, workload=arrivals, max_batch=2)
+    # one by one the third would end at 7; with the second, on stage 1 from 3 on, at 5.5
+    np.testing.assert_array_equal(result.finish_s, [3.0, 5.5, 5.5])
+    np.testing.assert_array_equal(result.outcome, [0, 0, 0])
+    assert result.to_json()["per_group"] == [{"requests": 3, "utilization": pytest.approx(6.5 / 2 / 5.5)}]
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        dataclasses.replace(ROW, batch_size=2, length=512),
+        dataclasses.replace(ROW, batch_size=2, intra_op=2),
+    ],
+)
+def test_rows_of_other_lengths_and_configs_make_no_batches(larger: Profile) -> None:
+    profiles = dataclasses.replace(PROFILES, models={"p": (ROW, larger)})
+    arrivals = workload(0.0, 0.5, 0.5, slo_s=9.0)
+    result = simulate(profiles=profiles, fleet=FLEET, placement=ONE, workload=arrivals, max_batch=2)
+    np.testing.assert_array_equal(result.finish_s, [3.0, 5.0, 7.0])
