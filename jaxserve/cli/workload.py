@@ -92,7 +92,7 @@ class _Redraw:
 
     @property
     def wanted(self) -> bool:
-        return not self.window_s is self.rate_scale is self.cv_scale is None
+        return any(each is not None for each in (self.window_s, self.rate_scale, self.cv_scale))
 
     def of(self, workload: Workload, *, posterior: bool = False) -> Workload:
         """Fits the requests in windows, and draws others from the fit."""

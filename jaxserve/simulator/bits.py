@@ -1,4 +1,4 @@
-"""What processors count in the bits of a word in one instruction, for compiled code: numba has no names for it."""
+"""Instructions of processors that numba has no names for, for compiled code: counting bits, and fetching ahead."""
 # pyright: basic
 
 from collections.abc import Callable
@@ -42,3 +42,19 @@ def ones(typing_context, word):
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def prefetch(typing_context, array, i):
+    """Asks for element i of a one-dimensional contiguous array to be brought near; i is not checked."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, number(0), number(3), number(1)])  # to read, into every cache, as data
+        return context.get_dummy_value()
+
+    return types.void(array, i), generate

@@ -22,8 +22,8 @@ A clean group's clocks are those after the last request that it served. That req
 whom the group served among each 64 requests, and its index where there is none among them. The rows after those of the
 requests are for groups: row R is a group that has served nobody yet, row R + 1 + g the clocks of group g while dirty.
 
-Arrays beside those of `loop` (W = ceil(R / 64) words; memory for R requests of S stages on G groups is
-R (28 + 8 S + G 20 / 64) bytes, and 30 % of R (16 + 8 S) for the edits):
+Arrays beside those of `loop` (W = ceil(R / 64) words). They take R (24 + 8 S + 20 G / 64 + M / 8) bytes, and what
+holds the edits as much again as `AFFORDABLE_LOOKS` of R (8 + 8 S):
 
     requests    REQUEST [R]             arrival, SLO and model as in `loop`, and the choice: group g; ~g where g refused
                                         it; ~G where nobody holds its model
@@ -38,12 +38,13 @@ R (28 + 8 S + G 20 / 64) bytes, and 30 % of R (16 + 8 S) for the edits):
 
 import numpy as np
 
-from jaxserve.simulator.bits import leading_zeros, ones, trailing_zeros
+from jaxserve.simulator.bits import leading_zeros, ones, prefetch, trailing_zeros
 from jaxserve.simulator.loop import compiled, depths, replicas
 
 REQUEST = np.dtype([("arrival_s", "f8"), ("slo_s", "f8"), ("model", "i4"), ("choice", "i4")])
 EDIT = np.dtype([("last_s", "f8"), ("request", "i4"), ("choice", "i4")])
 GAVE_UP = -1
+CACHED_REQUESTS = 100_000  # the record of more than these is not expected to stay in a processor's own cache
 ONE, WORD_BITS, BITS = np.uint64(1), np.uint64(6), np.uint64(63)  # i is bit i & BITS of word i >> WORD_BITS
 
 
@@ -135,18 +136,39 @@ def watch_models(old, placed, of_model):
     """The models whose replicas changed: bitmap [W] of their requests, and how many these are."""
     old_config, old_held = old
     config, held = placed
+    watched = np.zeros(len(of_model), np.uint8)
+    for g in range(len(config)):
+        reshaped = np.uint8(config[g] != old_config[g])
+        for m in range(len(of_model)):
+            watched[m] |= (held[g, m] ^ old_held[g, m]) | (held[g, m] * reshaped)
     watch = np.zeros(of_model.shape[1], np.uint64)
     for m in range(len(of_model)):
-        watched = False
-        for g in range(len(config)):
-            watched |= held[g, m] != old_held[g, m] or (held[g, m] and config[g] != old_config[g])
-        if watched:
+        if watched[m]:
             for w in range(len(watch)):
                 watch[w] |= of_model[m, w]
     count = 0
     for w in range(len(watch)):
         count += np.int64(ones(watch[w]))
     return watch, count
+
+
+@compiled
+def _whom(w, watch, concerns, soiled, soils):
+    """Which requests of word w are of watched models or may be concerned by groups that are dirty."""
+    word = watch[w]
+    for d in range(soils):
+        word |= concerns[soiled[d], w]
+    return word
+
+
+@compiled
+def _bring_near(word, w, requests, last_s):
+    """Has these requests of word w fetched while others are dealt with."""
+    while word != 0:
+        i = (w << WORD_BITS) + trailing_zeros(word)
+        word &= word - ONE
+        prefetch(requests, i)
+        prefetch(last_s, i)
 
 
 @compiled
@@ -182,11 +204,12 @@ def change(tables, old, placed, overhead_s, recorded, served, chosen, edits, edi
     looks = 0
     moved_s = 0.0
     for w in range(np.uint64(words)):
-        word = watch[w]
-        for d in range(soils):
-            word |= concerns[soiled[d], w]
+        word = _whom(w, watch, concerns, soiled, soils)
         if looks > most_looks:
             return GAVE_UP, 0.0, looks, watched, np.int64(w << WORD_BITS)
+        later = w + np.uint64(2)
+        if len(requests) > CACHED_REQUESTS and later < np.uint64(words):
+            _bring_near(_whom(later, watch, concerns, soiled, soils), later, requests, last_s)
         while word != 0:
             bit = trailing_zeros(word)
             word &= word - ONE
@@ -267,10 +290,7 @@ def change(tables, old, placed, overhead_s, recorded, served, chosen, edits, edi
                         soils += np.uint32(1)
             count += ONE
             if turned:
-                word = watch[w]
-                for d in range(soils):
-                    word |= concerns[soiled[d], w]
-                word &= ~((np.uint64(2) << bit) - ONE)
+                word = _whom(w, watch, concerns, soiled, soils) & ~((np.uint64(2) << bit) - ONE)
     return np.int64(count), moved_s, looks, watched, len(requests)
 
 

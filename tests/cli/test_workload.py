@@ -252,7 +252,7 @@ def test_what_takes_long_is_announced(
     assert run(redraw) == 0
     done = ["reading the trace ...", "fitting the traffic ...", "drawing requests ...", "writing out.npz ..."]
     assert capsys.readouterr().err.splitlines() == done
-    assert run(SYNTHETIC) == 0
+    assert run(["workload", *SYNTHETIC]) == 0
     assert capsys.readouterr().err.splitlines() == done[2:]
     assert run(["workload", "show", "out.npz"]) == 0
     assert capsys.readouterr().err == "reading the workload ...\n"
