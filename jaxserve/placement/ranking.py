@@ -7,16 +7,15 @@ machine, and the recorded one, this is the sort that numpy has for processors wi
 [Sedgewick 1978], the pivot a median of three, insertion sort for what is short.
 """
 
-import numba
 import numpy as np
+
+from jaxserve.simulator.loop import compiled
 
 SHORT = 16
 """Runs of as many values or fewer are sorted by insertion."""
 
-_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-
-@_compiled
+@compiled
 def ascending(values):
     """Indices [N] that sort `values` [N]."""
     order = np.arange(len(values))
@@ -32,7 +31,7 @@ def ascending(values):
     return order
 
 
-@_compiled
+@compiled
 def _part(values, order, first, last):
     """Moves what is smaller than a pivot before it and what is larger behind it; returns where the pivot is."""
     middle = first + (last - first) // 2
@@ -56,7 +55,7 @@ def _part(values, order, first, last):
     return up
 
 
-@_compiled
+@compiled
 def _insert(values, order, first, last):
     for at in range(first + 1, last + 1):
         moved = order[at]
