@@ -142,7 +142,8 @@ def command(
 def _plan(inputs: _Inputs, options: PlanOptions, outputs: _Outputs) -> None:
     with FirstInterrupt("stopping with the best so far ...") as stop, Searching() as searching:
         searching.begin(_searching(options))
-        result = plan(**inputs, **options, stop=stop, report=functools.partial(_report, searching))
+        options = {**options, "stop": stop, "report": functools.partial(_report, searching)}
+        result = plan(**inputs, **options)
     _show(result, inputs, outputs)
 
 
@@ -249,7 +250,7 @@ def _not_reached(sizing: Sizing) -> str:
     target, reason = percent(sizing.target), f": {last.why}" if last.why else ""
     if best is None and last.bound is not None:
         return (
-            f"{target} % is out of reach: on {last.devices} devices no placement exceeds {percent(last.bound)} %; "
+            f"{target} % is out of reach: on {last.devices} device{'s' * (last.devices > 1)} no placement exceeds {percent(last.bound)} %; "
             f"lower the target, give --most-devices more than {sizing.most_devices}, or relax the SLOs"
         )
     return (

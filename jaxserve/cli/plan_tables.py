@@ -8,8 +8,15 @@ from rich.padding import Padding
 from rich.table import Table
 
 from jaxserve.cli.show import percent, table_of
-from jaxserve.placement import Bound, PlanResult, Sizing, Sweep
+from jaxserve.placement import PlanResult, Sizing, Sweep
 from jaxserve.plans import Fleet
+
+
+_BINDING = {
+    "latency": ", as some SLOs are too short",
+    "memory": ", for lack of memory",
+    "capacity": ", for lack of time",
+}
 
 
 def plan_tables(result: PlanResult, fleet: Fleet) -> RenderableType:
@@ -44,7 +51,7 @@ def sizing_table(sizing: Sizing) -> RenderableType:
     if sizing.devices is None:
         return Group(table, "")
     return Group(
-        f"{sizing.devices} devices attain {percent(sizing.target)} %: the smallest number tried that does. Attainment "
+        f"{sizing.devices} device{'s' * (sizing.devices > 1)} attain {percent(sizing.target)} %: the smallest number tried that does. Attainment "
         f"does not grow with every device, so one that was not tried may do as well.",
         "",
         table,
@@ -70,19 +77,17 @@ def _headline(result: PlanResult) -> list[str]:
     attained, bound = result.slo_attainment, result.bound
     if bound is None:
         return [f"SLO attainment {percent(attained)} %"]
-    most = percent(bound.slo_attainment)
-    first = f"SLO attainment {percent(attained)} %; no placement on these devices exceeds {most} %"
+    most, moving = percent(bound.slo_attainment), "that stands still " if result.placement.segments else ""
+    first = f"SLO attainment {percent(attained)} %; no placement {moving}on these devices exceeds {most} %"
+    if moving:
+        return [first]
     if bound.slo_attainment - attained < 5e-4:
         return [first, "nothing is left to gain"]
     second = f"at most {100 * (bound.slo_attainment - attained):.1f} points are left to gain"
     if bound.slo_attainment < 1:
         missed = (1 - bound.slo_attainment) / (1 - attained)
         second += f"; {percent(missed)} % of what is missed would be under any placement"
-    return [f"{first}: {_binding(bound)}", second]
-
-
-def _binding(bound: Bound) -> str:
-    return escape(str(bound.binding))
+    return [f"{first}{_BINDING.get(bound.binding, '')}", second]
 
 
 def _groups(result: PlanResult) -> Table:

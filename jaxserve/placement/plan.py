@@ -87,7 +87,7 @@ class PlanResult:
         simulations: runs of a workload that it took.
         per_model: by name, in the order of the fleet; then models of the workload that the fleet lacks.
         per_group: in the order of the groups, those of all segments where there are several.
-        bound: what no placement exceeds; None where it was not asked for.
+        bound: what no placement without segments exceeds; None where it was not asked for.
         unplaced: why each model that is on no group is on none; also models that no group can serve in time.
         shortfalls: models below their floor, the farthest below first.
     """

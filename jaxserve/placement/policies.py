@@ -26,6 +26,9 @@ POLICY_NAMES = (*_POLICIES, "greedy-N")
 FAIR = frozenset({"search"})
 """The policies that heed fairness and floors; the others only maximise the total."""
 
+MOVING = frozenset({"clockwork++"})
+"""The policies whose placements have segments, for which the bound does not hold."""
+
 
 def policy_named(name: str) -> Policy:
     """The policy of this name.

@@ -16,6 +16,7 @@ from typing import Unpack
 from jaxserve.errors import ConfigError, PlacementError
 from jaxserve.placement.bound import upper_bound
 from jaxserve.placement.plan import PlanOptions, PlanResult, plan
+from jaxserve.placement.policies import MOVING
 from jaxserve.placement.problem import Problem
 from jaxserve.plans import Fleet, Profiles
 from jaxserve.workload import Workload
@@ -92,7 +93,9 @@ def devices_for(
         workload: the traffic.
         most_devices: where to give up; 16 times the fleet's devices by default.
         begin: told what is tried next.
-        options: those of `plan`; `seconds` and `simulations` are for each number of devices.
+        options: those of `plan`; `seconds` and `simulations` are for each number of devices. Without `bound`, and with
+            the policy `clockwork++`, for which it does not hold, counting begins at one device; set it to false for a
+            policy of your own whose placements have segments.
 
     Raises:
         ConfigError: a target or a largest number that makes no sense, or what `plan` refuses.
@@ -134,7 +137,8 @@ class _Trials:
 
     def least(self) -> int | None:
         """The smallest number whose bound reaches the target; None where that of the largest does not."""
-        if not self._options.get("bound", True):
+        policy = self._options.get("policy")
+        if not self._options.get("bound", True) or (isinstance(policy, str) and policy in MOVING):
             return 1
         low, high = 0, self._most
         if (bound := self._bound(high)) < self._target:
