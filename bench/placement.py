@@ -1,10 +1,10 @@
 """How good are our placements on traffic that nothing has seen?
 
 Each case is a directory with `fleet.json`, `train.npz` (what a policy may see), `heldout.npz` (the same process, another
-seed) and, where there is one, `reference.json` (attainments that were recorded of AlpaServe's own policies). Every policy
-plans for `train.npz`; the simulator judges it on `heldout.npz`. The bound is that of `jaxserve plan` on `heldout.npz`: no
-placement does better there. `closed` is the part of the gap between AlpaServe's `mp-search` and that bound which the
-search closes.
+seed) and, where there is one, `reference.json` (attainments that were recorded of AlpaServe's own policies). Every
+policy plans for `train.npz`; the simulator judges it on `heldout.npz`. The bound is that of `jaxserve plan`, for
+`heldout.npz`: no placement does better there. `closed` is the part of the gap between AlpaServe's `mp-search` and that
+bound which the search closes.
 
     python bench/placement.py [--cases tests/golden/placement] [--policies search,alpaserve,...] [--seconds 20]
                               [--max-batch 1] [-o FILE]
@@ -67,6 +67,7 @@ def report(name: str, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Plans, judges and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, default=Path("tests/golden/placement"))
     parser.add_argument("--policies", default=POLICIES)

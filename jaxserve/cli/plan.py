@@ -10,7 +10,7 @@ import click
 
 from jaxserve.cli.named import find
 from jaxserve.cli.output import check_output
-from jaxserve.cli.plan_tables import plan_tables, sizing_table, sweep_tables
+from jaxserve.cli.plan_tables import counted, plan_tables, sizing_table, sweep_tables
 from jaxserve.cli.plots import check_plot, draw_placement, draw_sweep
 from jaxserve.cli.show import Searching, percent, print_json, print_table
 from jaxserve.cli.signals import FirstInterrupt
@@ -250,10 +250,10 @@ def _not_reached(sizing: Sizing) -> str:
     target, reason = percent(sizing.target), f": {last.why}" if last.why else ""
     if best is None and last.bound is not None:
         return (
-            f"{target} % is out of reach: on {last.devices} device{'s' * (last.devices > 1)} no placement exceeds {percent(last.bound)} %; "
+            f"{target} % is out of reach: on {counted(last.devices)} no placement exceeds {percent(last.bound)} %; "
             f"lower the target, give --most-devices more than {sizing.most_devices}, or relax the SLOs"
         )
     return (
-        f"no plan on up to {last.devices} devices attains {target} %, the best {percent(best)} %{reason}; "
+        f"no plan on up to {counted(last.devices)} attains {target} %, the best {percent(best)} %{reason}; "
         f"search longer, lower the target, or give --most-devices more than {sizing.most_devices}"
     )

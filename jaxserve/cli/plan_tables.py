@@ -11,7 +11,6 @@ from jaxserve.cli.show import percent, table_of
 from jaxserve.placement import PlanResult, Sizing, Sweep
 from jaxserve.plans import Fleet
 
-
 _BINDING = {
     "latency": ", as some SLOs are too short",
     "memory": ", for lack of memory",
@@ -51,7 +50,7 @@ def sizing_table(sizing: Sizing) -> RenderableType:
     if sizing.devices is None:
         return Group(table, "")
     return Group(
-        f"{sizing.devices} device{'s' * (sizing.devices > 1)} attain {percent(sizing.target)} %: the smallest number tried that does. Attainment "
+        f"{counted(sizing.devices)} attain {percent(sizing.target)} %: the smallest number tried that does. Attainment "
         f"does not grow with every device, so one that was not tried may do as well.",
         "",
         table,
@@ -125,6 +124,11 @@ def _models(result: PlanResult, fleet: Fleet) -> Table:
 
 def _indented(text: str) -> Padding:
     return Padding(escape(text), (0, 0, 0, 2), expand=False)
+
+
+def counted(devices: int) -> str:
+    """How many devices, to read."""
+    return f"{devices} {'device' if devices == 1 else 'devices'}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
