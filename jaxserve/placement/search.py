@@ -6,9 +6,9 @@
    shape is worth shows only once its models are well chosen.
 3. *Models.* The best two are annealed for the rest of the time, each on a core.
 4. *Verdict.* The best are compared once more, on traces that nothing was fitted to. Only one that is reliably better
-   than the baseline takes its place: it must gain 0.2 points in the mean, and at most one of twenty fresh traces may
-   fare worse under it. Where all good placements are about as good as each other, which of them serves tomorrow's
-   traffic best is a matter of luck; then it is not worth leaving the plain one. Where no chain is clearly
+   than the baseline takes its place: its mean gain must be 0.2 points, and more than what the gain differs from trace
+   to trace (one standard deviation). Where all good placements are about as good as each other, which of them serves
+   tomorrow's traffic best is a matter of luck; then it is not worth leaving the plain one. Where no chain is clearly
    better, one of them looks for a placement that gains on each trace.
 
 Where requests may be merged, runs take many times longer, and a placement that serves them well one by one is a good
@@ -47,7 +47,6 @@ _CLEAR = 2.0  # standard deviations by which a gain over the baseline is clear
 _COMPARED = 4  # placements that come to the verdict
 _FRESH = 24  # traces for the verdict
 _WORTHWHILE = 0.002  # gain over the baseline below which the baseline stays
-_WORSE, _SELDOM = 0.003, 0.05  # a trace fares worse if it loses so much; the share of traces that may
 
 
 def search(problem: Problem, effort: Effort) -> Plan:
@@ -201,7 +200,7 @@ class _Search:
         for each in others:
             seen = judge.verdict(each.shape)
             gains = seen.values - expected.values
-            reliable = gains.mean() >= _WORTHWHILE and (gains < -_WORSE).mean() <= _SELDOM
+            reliable = gains.mean() >= max(_WORTHWHILE, gains.std())
             if reliable and self._over_all(each, seen) > most:
                 best, most = each, self._over_all(each, seen)
         return best
