@@ -1,8 +1,8 @@
 """How good are our placements on traffic that nothing has seen?
 
-Each case is a directory with `fleet.json`, `train.npz` (what a policy may see), `heldout.npz` (the same process, another
-seed) and, where there is one, `reference.json` (attainments that were recorded of AlpaServe's own policies). Every
-policy plans for `train.npz`; the simulator judges it on `heldout.npz`. The bound is that of `jaxserve plan`, for
+Each case is a directory with `fleet.json`, `train.npz` (what a policy may see), `heldout.npz` (the same process, with
+another seed) and, where there is one, `reference.json` (attainments that were recorded of AlpaServe's own policies).
+Every policy plans for `train.npz`; the simulator judges it on `heldout.npz`. The bound is that of `jaxserve plan`, for
 `heldout.npz`: no placement does better there. `closed` is the part of the gap between AlpaServe's `mp-search` and that
 bound which the search closes.
 
