@@ -69,6 +69,7 @@ class _Search:
         self._ended = False
         self._baseline_simulations = 0
         self._judges: list[Judge] = []
+        self._chains: list[Chain] = []
         self._best: Verdict | None = None
         self._alone = problem
         if problem.max_batch > 1:
@@ -146,7 +147,9 @@ class _Search:
         return lambda: judge.verdict(fill_by_need(quick, moves, self._problem, groups).shape)
 
     def _chain(self, moves: Moves, start: Verdict, *, rival: Verdict | None = None, merging: bool = False) -> Chain:
-        return Chain(self._judge(self._traces, rival=rival, merging=merging), moves, start, self._rng())
+        chain = Chain(self._judge(self._traces, rival=rival, merging=merging), moves, start, self._rng())
+        self._chains.append(chain)
+        return chain
 
     def _annealing(self, chains: Sequence[Chain], until: float, *, in_turns: bool) -> list[Callable[[], Verdict]]:
         """Runs of these chains that together use up the effort up to a share of it."""
@@ -230,13 +233,14 @@ class _Search:
             self._best = verdict
 
     def _report(self) -> None:
-        effort, best = self._effort, self._best
+        effort = self._effort
+        served = [int(each.served.sum()) for each in (self._best, *(chain.best for chain in self._chains)) if each]
         if effort.simulations is not None:
             done = self._simulations / max(effort.simulations, 1)
         else:
             done = (effort.clock() - self._began_s) / effort.seconds
-        attainment = 0.0 if best is None else best.served.sum() / sum(traffic.requests for traffic in self._traces)
-        effort.report(Progress(done=min(done, 1.0), simulations=self._simulations, slo_attainment=float(attainment)))
+        attainment = max(served, default=0) / sum(traffic.requests for traffic in self._traces)
+        effort.report(Progress(done=min(done, 1.0), simulations=self._simulations, slo_attainment=attainment))
 
     def _is_perfect(self, verdict: Verdict) -> bool:
         return self._problem.objective.is_total and int(verdict.served.sum()) >= self._reachable
