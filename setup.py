@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 DEMO = ["safetensors>=0.4", "tokenizers>=0.20"]
 PLOT = ["matplotlib>=3.9"]
-TEST = [*DEMO, *PLOT, "hypothesis>=6.100", "pytest>=8.2"]
+TEST = [*DEMO, *PLOT, "hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6"]
 DOCS = ["pdoc>=15"]
 # pyright[nodejs] brings Node.js as a wheel; without it pyright downloads one at its first run.
 DEV = [*TEST, *DOCS, "pre-commit>=4", "pyright[nodejs]>=1.1.380", "ruff>=0.12"]

@@ -5,7 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxserve.errors import ConfigError
@@ -51,6 +51,7 @@ def test_combine_keeps_every_request(parts: list[Workload]) -> None:
     assert set(combined.model_names) == {name for part in parts for name in part.model_names}
 
 
+@example(Workload(arrival_s=np.array([4.5]), model=np.zeros(1, np.int32), model_names=("a",), slo_s=np.ones(1)), 0.9)
 @given(workloads(), st.floats(0.25, 20))
 def test_windows_are_the_workload_in_pieces(workload: Workload, window_s: float) -> None:
     pieces = windows(workload, window_s)
