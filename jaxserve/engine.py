@@ -5,7 +5,8 @@ One request, from `submit` to its answer:
 1. the model is found, the deadline and the inputs are checked, the bucket is chosen (for a model with host-side
    preprocessing, in a thread of the engine's pool);
 2. the scheduler admits it to a group or rejects it; what cannot be in time is answered at once;
-3. the cluster runs it, stage after stage, and reports each end;
+3. when its batch begins, the cluster gets the inputs of all that are in it, runs them as one, stage after stage, and
+   reports each end;
 4. its outputs, or its error, go to `on_settled`, once, on the loop.
 
 A request is in `_pending` until it is settled. Whatever ends it (an answer, an error, its deadline, a cancellation, a
@@ -20,6 +21,7 @@ import dataclasses
 import functools
 import math
 import reprlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from jaxserve.cluster import Cluster, Job, LocalCluster
+from jaxserve.cluster import Cluster, Job, LocalCluster, Work
 from jaxserve.cluster.default import check_names, default_placement
 from jaxserve.cluster.host import host_latencies, run_on_host
 from jaxserve.cluster.uninterrupted import uninterrupted
@@ -53,7 +55,7 @@ from jaxserve.metrics import GroupMetrics, ModelMetrics
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Placement
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request, check_deadline
-from jaxserve.scheduling import DISPATCHES, Scheduler
+from jaxserve.scheduling import ALONE, DISPATCHES, Grid, Scheduler
 
 Outputs = dict[str, Any]
 OnSettled = Callable[[Outputs | InferenceError], None]
@@ -87,6 +89,8 @@ class Engine:
         cluster: where the groups live instead of on `devices`; takes the groups' place in `placement` order.
         dispatch: how a request's group is chosen.
         overhead_s: added to every predicted finish.
+        max_batch: requests of one model that wait on one group are merged into batches of up to so many rows, where
+            that keeps every deadline; by default up to the model's largest batch size, 1 for never.
         progress: told in a few words what is being loaded; may be called from other threads.
         clock: seconds, monotonic.
 
@@ -103,6 +107,7 @@ class Engine:
         cluster: Cluster | None = None,
         dispatch: str = "alpaserve",
         overhead_s: float = 0.0,
+        max_batch: int | None = None,
         progress: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -110,6 +115,8 @@ class Engine:
             raise ConfigError(f"dispatch is {dispatch!r}, but must be one of {', '.join(DISPATCHES)}")
         if not 0 <= overhead_s < math.inf:
             raise ConfigError(f"overhead_s is {overhead_s}, but must be finite and not negative")
+        if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
+            raise ConfigError(f"max_batch is {max_batch!r}, but must be a whole number of at least 1")
         if isinstance(models, Model):
             raise ConfigError("models is one model, but must be a list of them: Engine([model])")
         models = list(models)
@@ -138,6 +145,7 @@ class Engine:
             self._scheduler.add_group(stages)
             self._group_metrics.append(GroupMetrics(stages=stages))
         self._host_group = len(self._cluster.stages)
+        self._max_batch = max_batch or sys.maxsize
         self._models: dict[str, Model] = {}
         self._metrics: dict[str, ModelMetrics] = {}
         self._groups_of: dict[str, list[int]] = {}
@@ -224,7 +232,7 @@ class Engine:
                 for group in self._groups_for(model):
                     latencies = host_latencies(model) if model.on_host else await self._cluster.load(group, model)
                     placed.append(group)
-                    self._scheduler.place(group, model.name, latencies)
+                    self._scheduler.place(group, model.name, latencies, self._grid(model))
                     fastest_s = min(fastest_s, sum(latencies[0]))
             except BaseException:
                 for group in placed:
@@ -262,6 +270,12 @@ class Engine:
         await self._until(lambda: not self._scheduler.groups[group].holds(model.name))
         if not model.on_host:
             await self._cluster.unload(group, model.name)
+
+    def _grid(self, model: Model) -> Grid:
+        if model.on_host:
+            return ALONE
+        batch_sizes, *others = model.bucket_axes
+        return Grid(batch_sizes, [len(sizes) for sizes in others], max_batch=self._max_batch)
 
     def _groups_for(self, model: Model) -> list[int]:
         if model.on_host:
@@ -396,7 +410,14 @@ class Engine:
             self.advance(now_s)
         model = pending.model
         inputs, sizes, bucket = prepared
-        request = Request(id=ticket, model=model.name, arrival_s=pending.arrival_s, slo_s=pending.slo_s, bucket=bucket)
+        request = Request(
+            id=ticket,
+            model=model.name,
+            arrival_s=pending.arrival_s,
+            slo_s=pending.slo_s,
+            bucket=bucket,
+            rows=sizes["batch"],
+        )
         decision = self._scheduler.submit(request, now_s=now_s, expires=not model.on_host)
         if isinstance(decision, Rejected):
             self._metrics[model.name].refused += 1
@@ -404,30 +425,27 @@ class Engine:
             self._settle(ticket, _refused(request, decision))
             return -1
         pending.predicted_finish_s = decision.predicted_finish_s
-        pending.job = Job(request, model, inputs, sizes)
+        pending.job = Job(request, inputs, sizes)
         self._pending[ticket] = pending
         if model.on_host:
-            self._serve_on_host(pending.job, now_s)
+            self._serve_on_host(model, pending.job, now_s)
             return ticket if ticket in self._pending else -1
         if decision.begins:
-            self._begin(decision.group, 0, pending.job, now_s)
+            self._begin(decision.group, 0, ticket, now_s)
         if min(request.deadline_s, self._cluster.next_end_s) < self._timer_s:
             self._arm()
         return ticket
 
     # ---------------------------------------------------------------------------------------- what a cluster reports
 
-    def stage_ended(self, group: int, stage: int, job: Job, now_s: float) -> None:
+    def stage_ended(self, group: int, stage: int, work: Work, now_s: float) -> None:
         """See `Listener`."""
-        ticket = job.request.id
         self._group_metrics[group].end(stage, now_s)
-        step = self._scheduler.stage_done(group, stage, ticket, now_s=now_s, failed=job.error is not None)
-        for next_stage, next_id in step.begins:
-            pending = self._pending[next_id]
-            assert pending.job is not None
-            self._begin(group, next_stage, pending.job, now_s)
+        step = self._scheduler.stage_done(group, stage, work.batch_id, now_s=now_s, failed=work.error is not None)
+        for next_stage, batch_id in step.begins:
+            self._begin(group, next_stage, batch_id, now_s)
         for outcome in step.outcomes:
-            self._finish(job, outcome, now_s)
+            self._finish(work.model, outcome, work.error, now_s)
         self._idle.set()
 
     def group_failed(self, group: int, reason: str, now_s: float) -> None:
@@ -439,41 +457,48 @@ class Engine:
         self._group_metrics[group].clear(now_s)
         self._idle.set()  # an unload may wait for what was abandoned there
 
-    def _begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
+    def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
         self._group_metrics[group].begin(stage, now_s)
-        self._cluster.begin(group, stage, job, now_s)
+        batch = self._scheduler.groups[group].batch(batch_id)
+        work = batch.carries
+        if work is None:
+            pending = [self._pending[member.id] for member in batch.members]
+            jobs = [each.job for each in pending if each.job is not None]
+            work = batch.carries = Work(batch_id, pending[0].model, batch.bucket, jobs)
+            self._metrics[work.model.name].batches += 1
+        self._cluster.begin(group, stage, work, now_s)
 
-    def _serve_on_host(self, job: Job, began_s: float) -> None:
+    def _serve_on_host(self, model: Model, job: Job, began_s: float) -> None:
         """Runs a model that needs no device here and now: its group is idle whenever a request arrives."""
-        run_on_host(job)
+        error = run_on_host(model, job)
         now_s = self._clock()
-        failed = job.error is not None
-        step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=failed)
+        step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=error is not None)
         (outcome,) = step.outcomes
         metrics = self._group_metrics[self._host_group]
         metrics.requests += 1
         metrics.busy_s += now_s - began_s
-        self._finish(job, outcome, now_s)
+        self._finish(model, outcome, error, now_s)
 
-    def _finish(self, job: Job, outcome: Done | Failed, now_s: float) -> None:
-        ticket, model = job.request.id, job.model
+    def _finish(self, model: Model, outcome: Done | Failed, error: Exception | None, now_s: float) -> None:
+        ticket = outcome.id
         metrics = self._metrics[model.name]
         if isinstance(outcome, Failed):
             metrics.failed += 1
-            assert job.error is not None
-            self._settle(ticket, model_failed(model.name, job.error))
-            return
-        assert job.outputs is not None
-        if model.postprocess is not None:
-            self._postprocess(ticket, job)
+            assert error is not None
+            self._settle(ticket, model_failed(model.name, error))
             return
         pending = self._pending[ticket]
+        assert pending.job is not None
+        assert pending.job.outputs is not None
+        if model.postprocess is not None:
+            self._postprocess(ticket, model, pending.job)
+            return
         self._count(metrics, pending, now_s)
-        self._settle(ticket, job.outputs)
+        self._settle(ticket, pending.job.outputs)
 
-    def _postprocess(self, ticket: int, job: Job) -> None:
+    def _postprocess(self, ticket: int, model: Model, job: Job) -> None:
         assert self._loop is not None
-        model, outputs = job.model, job.outputs
+        outputs = job.outputs
         assert outputs is not None
 
         def done(work: asyncio.Future[Outputs]) -> None:

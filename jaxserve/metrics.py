@@ -13,7 +13,7 @@ _WINDOW = 2048
 class ModelMetrics:
     """Counters of one model since it was loaded, and the latencies of its latest answers.
 
-    A request ends in one of `served`, `refused`, `expired`, `failed`, `cancelled`; `invalid` ones were never requests.
+    `batches` counts how often its first stage began: the fewer for as many requests, the more of them ran as one. A request ends in one of `served`, `refused`, `expired`, `failed`, `cancelled`; `invalid` ones were never requests.
     """
 
     requests: int = 0
@@ -24,6 +24,7 @@ class ModelMetrics:
     cancelled: int = 0
     invalid: int = 0
     late: int = 0
+    batches: int = 0
     latencies_s: deque[float] = dataclasses.field(default_factory=lambda: deque[float](maxlen=_WINDOW))
     errors_s: deque[float] = dataclasses.field(default_factory=lambda: deque[float](maxlen=_WINDOW))
 
@@ -47,6 +48,7 @@ class ModelMetrics:
             "failed": self.failed,
             "cancelled": self.cancelled,
             "invalid": self.invalid,
+            "batches": self.batches,
             "slo_attainment": (self.served - self.late) / ended if ended else None,
             "latency_p50_s": _percentile(self.latencies_s, 50),
             "latency_p99_s": _percentile(self.latencies_s, 99),

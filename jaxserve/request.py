@@ -21,6 +21,7 @@ class Request:
         id: ascending in the order of arrival.
         model: name of the model.
         bucket: index of the model's bucket that holds the request by itself.
+        rows: size of its batch dimension: how much of a bucket's batch it takes.
         arrival_s: engine clock when the call was decoded.
         slo_s: seconds after `arrival_s` within which an answer is worth something.
     """
@@ -30,6 +31,7 @@ class Request:
     arrival_s: float
     slo_s: float = math.inf
     bucket: int = 0
+    rows: int = 1
 
     @property
     def deadline_s(self) -> float:

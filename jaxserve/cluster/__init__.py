@@ -2,6 +2,6 @@
 
 from jaxserve.cluster.emulated import EmulatedCluster, emulated_outputs
 from jaxserve.cluster.local import LocalCluster
-from jaxserve.cluster.seam import Cluster, Job, Listener
+from jaxserve.cluster.seam import Cluster, Job, Listener, Work
 
-__all__ = ["Cluster", "EmulatedCluster", "Job", "Listener", "LocalCluster", "emulated_outputs"]
+__all__ = ["Cluster", "EmulatedCluster", "Job", "Listener", "LocalCluster", "Work", "emulated_outputs"]

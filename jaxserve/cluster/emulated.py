@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.cluster.seam import Inputs, Job, Listener, Outputs
+from jaxserve.cluster.seam import Inputs, Listener, Outputs, Work
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.model.signature import numpy_dtype
@@ -46,7 +46,7 @@ class EmulatedCluster:
         self._profile_of = profile_of or {}
         self._stage_time = stage_time
         self._latencies: dict[tuple[int, str], Latencies] = {}
-        self._ends: list[tuple[float, int, int, int, Job]] = []  # (time, group, request id, stage, job): a heap
+        self._ends: list[tuple[float, int, int, int, Work]] = []  # (time, group, batch id, stage, work): a heap
         self._listener: Listener | None = None
 
     async def open(self, listener: Listener) -> None:
@@ -76,14 +76,14 @@ class EmulatedCluster:
         """See `Cluster`."""
         del self._latencies[group, model]
 
-    def begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
+    def begin(self, group: int, stage: int, work: Work, now_s: float) -> None:
         """See `Cluster`."""
-        request = job.request
-        profiled_s = self._latencies[group, request.model][request.bucket][stage]
-        takes_s, raises = self._stage_time(request, group, stage, profiled_s)
+        profiled_s = self._latencies[group, work.model.name][work.bucket][stage]
+        requests = [job.request for job in work.jobs if not job.abandoned]
+        takes_s, raises = self._stage_time(requests, group, stage, profiled_s)
         if raises:
-            job.error = RuntimeError(f"emulated failure of request {request.id} on stage {stage}")
-        heapq.heappush(self._ends, (now_s + takes_s, group, request.id, stage, job))
+            work.error = RuntimeError(f"emulated failure on stage {stage}")
+        heapq.heappush(self._ends, (now_s + takes_s, group, work.batch_id, stage, work))
 
     @property
     def next_end_s(self) -> float:
@@ -92,11 +92,13 @@ class EmulatedCluster:
 
     def report_next(self) -> None:
         """See `Cluster`."""
-        end_s, group, _, stage, job = heapq.heappop(self._ends)
-        if job.error is None and not job.abandoned and stage + 1 == self.stages[group]:
-            job.outputs = emulated_outputs(job.model, job.inputs, job.sizes)
+        end_s, group, _, stage, work = heapq.heappop(self._ends)
+        if work.error is None and stage + 1 == self.stages[group]:
+            for job in work.jobs:
+                if not job.abandoned:
+                    job.outputs = emulated_outputs(work.model, job.inputs, job.sizes)
         assert self._listener is not None
-        self._listener.stage_ended(group, stage, job, end_s)
+        self._listener.stage_ended(group, stage, work, end_s)
 
     def fail_group(self, group: int, now_s: float) -> None:
         """Loses a group with everything inside, as when its process dies."""

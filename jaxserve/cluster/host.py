@@ -13,12 +13,13 @@ from jaxserve.scheduling import Latencies
 _REPEATS = 5
 
 
-def run_on_host(job: Job) -> None:
-    """Runs a job's model on its inputs, as they are, without padding."""
+def run_on_host(model: Model, job: Job) -> Exception | None:
+    """Runs a job on its inputs, as they are, without padding; what the model raised."""
     try:
-        job.outputs = job.model.call_on_host(job.inputs)
+        job.outputs = model.call_on_host(job.inputs)
     except Exception as error:  # whatever a model raises is the answer to its request
-        job.error = error
+        return error
+    return None
 
 
 def host_latencies(model: Model) -> Latencies:

@@ -1,8 +1,8 @@
 """Groups in this process: real stages on the devices that jax has, one thread for each stage.
 
-A job enters at stage 0 when the engine says so; from there the threads of its group hand it on by themselves, so no
-stage waits for the event loop. Each end of a stage is reported to the loop as it happens. A job that nobody waits for
-any more is run no further; every stage that was given a job reports its end all the same, so the scheduler never waits
+A batch enters at stage 0 when the engine says so; from there the threads of its group hand it on by themselves, so no
+stage waits for the event loop. Each end of a stage is reported to the loop as it happens. A batch that nobody waits for
+any more is run no further; every stage that was given one reports its end all the same, so the scheduler never waits
 for a report that does not come.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jaxserve.cluster.seam import Job, Listener
+from jaxserve.cluster.seam import Listener, Work
 from jaxserve.cluster.uninterrupted import uninterrupted
 from jaxserve.errors import EngineStopped, PlacementError
 from jaxserve.model import Model
@@ -73,10 +73,10 @@ class LocalCluster:
         """See `Cluster`."""
         await asyncio.to_thread(self._groups[group].unload, model)
 
-    def begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
-        """See `Cluster`: only stage 0 has to be begun; the others pass a job on among themselves."""
+    def begin(self, group: int, stage: int, work: Work, now_s: float) -> None:
+        """See `Cluster`: only stage 0 has to be begun; the others pass a batch on among themselves."""
         if stage == 0:
-            self._groups[group].enter(job)
+            self._groups[group].enter(work)
 
     @property
     def next_end_s(self) -> float:
@@ -101,21 +101,21 @@ class _LocalGroup:
         self._devices = devices
         self._clock = clock
         self._pipelines: dict[str, Pipeline] = {}
-        self._inboxes = [queue.SimpleQueue[tuple[Job, Values | None] | None]() for _ in range(config.inter_op)]
+        self._inboxes = [queue.SimpleQueue[tuple[Work, Values | None] | None]() for _ in range(config.inter_op)]
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # a model may be loaded while the group stops
         self._stopped = False
-        self._report: Callable[[int, Job], None] | None = None
+        self._report: Callable[[int, Work], None] | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         clock, index = self._clock, self._index
 
-        def ended(stage: int, job: Job) -> None:
-            listener.stage_ended(index, stage, job, clock())
+        def ended(stage: int, work: Work) -> None:
+            listener.stage_ended(index, stage, work, clock())
 
-        def report(stage: int, job: Job) -> None:
+        def report(stage: int, work: Work) -> None:
             try:
-                loop.call_soon_threadsafe(ended, stage, job)
+                loop.call_soon_threadsafe(ended, stage, work)
             except RuntimeError:
                 if not loop.is_closed():  # closed by somebody who left the engine running: nobody waits any more
                     raise
@@ -146,8 +146,8 @@ class _LocalGroup:
         if pipeline is not None:  # not where the group stopped meanwhile
             pipeline.close()
 
-    def enter(self, job: Job) -> None:
-        self._inboxes[0].put((job, None))
+    def enter(self, work: Work) -> None:
+        self._inboxes[0].put((work, None))
 
     def stop(self) -> None:
         for inbox in self._inboxes:
@@ -165,28 +165,32 @@ class _LocalGroup:
         onward = self._inboxes[stage + 1] if stage + 1 < len(self._inboxes) else None
         assert self._report is not None
         while (item := inbox.get()) is not None:
-            job, values = item
+            work, values = item
             del item
-            values = None if job.abandoned else self._run(stage, job, values, last=onward is None)
-            self._report(stage, job)  # before the next stage can: its report must come second
+            values = None if work.abandoned else self._run(stage, work, values, last=onward is None)
+            self._report(stage, work)  # before the next stage can: its report must come second
             if values is not None and onward is not None:
-                onward.put((job, values))
-            del job, values  # while the thread waits, it keeps no activations alive
+                onward.put((work, values))
+            del work, values  # while the thread waits, it keeps no activations alive
 
-    def _run(self, stage: int, job: Job, values: Values | None, *, last: bool) -> Values | None:
+    def _run(self, stage: int, work: Work, values: Values | None, *, last: bool) -> Values | None:
         """Runs one stage; None where the model raised, and after the last stage."""
-        model, bucket = job.model, job.request.bucket
+        model, bucket = work.model, work.bucket
         try:
             pipeline = self._pipelines[model.name]
             if stage == 0:
-                values = pipeline.put(bucket, model.pad(job.inputs, bucket))
+                values = pipeline.put(bucket, model.stack([job.inputs for job in work.jobs], bucket))
             assert values is not None
             values = pipeline.run(stage, bucket, values)
             if not last:
                 return values
-            job.outputs = model.unpad(pipeline.fetch(bucket, values), job.sizes)
-        except Exception as error:  # whatever a model raises is the answer to its request
-            job.error = error
+            outputs = pipeline.fetch(bucket, values)
+            row = 0
+            for job in work.jobs:
+                job.outputs = model.unpad(outputs, job.sizes, first_row=row)
+                row += job.request.rows
+        except Exception as error:  # whatever a model raises is the answer to its requests
+            work.error = error
         return None
 
 

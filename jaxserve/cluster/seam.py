@@ -6,7 +6,7 @@ run on the engine's event loop.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxserve.model import Model
@@ -23,21 +23,41 @@ class Job:
 
     Attributes:
         request: the request.
-        model: its model.
         inputs: checked inputs of the module, by name, not padded.
         sizes: sizes of the variable dimensions.
-        abandoned: nobody waits for it any more; it goes no further than the stage it is on.
+        abandoned: nobody waits for it any more.
         outputs: what the last stage gave, by name, unpadded.
-        error: what the model raised.
     """
 
     request: Request
-    model: Model
     inputs: Inputs
     sizes: Mapping[str, int]
     abandoned: bool = False
     outputs: Outputs | None = None
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Work:
+    """A batch on its way through a group: the jobs that run as one.
+
+    Attributes:
+        batch_id: as the scheduler knows it.
+        model: their model.
+        bucket: index of the bucket that they run on.
+        jobs: one or more; their rows lie one after another in this order.
+        error: what the model raised.
+    """
+
+    batch_id: int
+    model: Model
+    bucket: int
+    jobs: Sequence[Job]
     error: Exception | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for any of it; it goes no further than the stage it is on."""
+        return all(job.abandoned for job in self.jobs)
 
 
 class Listener(Protocol):
@@ -47,8 +67,8 @@ class Listener(Protocol):
         """Lets happen everything that is due by now; called before a report of what was not due."""
         ...
 
-    def stage_ended(self, group: int, stage: int, job: Job, now_s: float) -> None:
-        """A stage is done with a job: `job.error` or, after the last stage, `job.outputs` is set."""
+    def stage_ended(self, group: int, stage: int, work: Work, now_s: float) -> None:
+        """A stage is done with a batch: `work.error` or, after the last stage, the outputs of its jobs are set."""
         ...
 
     def group_failed(self, group: int, reason: str, now_s: float) -> None:
@@ -77,8 +97,8 @@ class Cluster(Protocol):
         """Gives back what a replica holds; nothing of it runs any more."""
         ...
 
-    def begin(self, group: int, stage: int, job: Job, now_s: float) -> None:
-        """Begins a job on a stage that is free."""
+    def begin(self, group: int, stage: int, work: Work, now_s: float) -> None:
+        """Begins a batch on a stage that is free."""
         ...
 
     @property

@@ -30,7 +30,7 @@ from jaxserve.model.flat import flatten_program
 from jaxserve.model.modules import check_cuts
 from jaxserve.model.outputs import Outputs, abstract_inputs, find_outputs
 from jaxserve.model.params import ParamSource, Shape
-from jaxserve.model.signature import Signature, Tensor, TensorSpec, numpy_dtype
+from jaxserve.model.signature import BATCH, Signature, Tensor, TensorSpec, numpy_dtype
 
 
 class ModelOptions(TypedDict, total=False):
@@ -234,6 +234,11 @@ class Model:
         leaves = self.param_source.read([(path, sharding) for path in self.param_paths])
         return jax.tree.structure(self.abstract_params).unflatten(leaves)
 
+    @property
+    def bucket_axes(self) -> tuple[tuple[int, ...], ...]:
+        """The sizes of each variable dimension that are compiled, the batch's first; `buckets` are their product."""
+        return tuple(self._grid.sizes_of(dim) for dim in self._grid.dims)
+
     def bucket_index(self, sizes: Mapping[str, int]) -> int:
         """Index of the smallest bucket that holds these sizes of the module's variable dimensions.
 
@@ -314,13 +319,36 @@ class Model:
             padded[name] = value
         return padded
 
-    def unpad(self, outputs: Mapping[str, np.ndarray[Any, Any]], sizes: Mapping[str, int]) -> Arrays:
-        """The outputs cut back to a request's sizes; views, not copies."""
+    def stack(self, requests: Sequence[Mapping[str, np.ndarray[Any, Any]]], bucket: int) -> Arrays:
+        """The inputs of several requests at the shapes of a bucket, their rows one after another, filled with zeros."""
+        if len(requests) == 1:
+            return self.pad(requests[0], bucket)
+        stacked: Arrays = {}
+        for name, shape in self._padded_shapes[bucket]:
+            full = np.zeros(shape, requests[0][name].dtype)
+            row = 0
+            for inputs in requests:
+                value = inputs[name]
+                rows = value.shape[0]
+                full[(slice(row, row + rows), *map(slice, value.shape[1:]))] = value
+                row += rows
+            stacked[name] = full
+        return stacked
+
+    def unpad(
+        self, outputs: Mapping[str, np.ndarray[Any, Any]], sizes: Mapping[str, int], *, first_row: int = 0
+    ) -> Arrays:
+        """The outputs cut back to the sizes of a request whose rows begin at `first_row`; views, not copies."""
         cut: Arrays = {}
         for name, spec in self.outputs.items():
             value = outputs[name]
-            extents = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
-            cut[name] = value if value.shape == tuple(extents) else value[tuple(map(slice, extents))]
+            extents = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
+            if value.shape != extents:
+                begins = [first_row if dim == BATCH else 0 for dim in spec.shape]
+                value = value[
+                    tuple(slice(begin, begin + extent) for begin, extent in zip(begins, extents, strict=True))
+                ]
+            cut[name] = value
         return cut
 
     def call_on_host(self, inputs: Mapping[str, Any]) -> Arrays:

@@ -2,16 +2,19 @@
 
 from jaxserve.scheduling.batch import Batch
 from jaxserve.scheduling.dispatch import DISPATCHES, Dispatch, alpaserve
+from jaxserve.scheduling.grid import ALONE, Grid
 from jaxserve.scheduling.group import GroupState
 from jaxserve.scheduling.latencies import Latencies
 from jaxserve.scheduling.replica import Replica
 from jaxserve.scheduling.scheduler import Admitted, Scheduler, Step
 
 __all__ = [
+    "ALONE",
     "DISPATCHES",
     "Admitted",
     "Batch",
     "Dispatch",
+    "Grid",
     "GroupState",
     "Latencies",
     "Replica",

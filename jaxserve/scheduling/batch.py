@@ -1,36 +1,42 @@
 """Requests that run as one, and when a request may join others.
 
-Requests of one model that wait on one group can be merged. A batch of n of them runs on the smallest bucket that holds
-n, padded where that bucket holds more; buckets that hold more than `max_batch` are not used. A batch *waits* until it
+Requests of one model that wait on one group can be merged. A batch runs on the smallest bucket that holds the rows of
+all its members, in a cell that holds each of them (grid.py); what it does not fill is padding. A batch *waits* until it
 begins on stage 0. As long as it waits, requests may join it or leave it; then its bucket is settled.
 
 A request r arrives and the dispatch has chosen its group, whose clocks[k] says when stage k will have finished every
 batch admitted so far. The group may take r in one of two ways:
 
 append  r becomes a batch of its own behind all others, done at the end of `clocks_after`. Nobody else's finish changes.
-join    r joins a waiting batch of its model that has room for one more. That batch moves to the bucket for one more;
-        it and every batch behind it go through the same recurrence anew (`feasible_joins`).
+join    r joins a waiting batch of its model that has room for it, among the last `MOST_PASSED` of those that wait. That
+        batch moves to the bucket for one more; it and every batch behind it go through the same recurrence anew.
 
 Either is *feasible* where everyone whose finish it sets is in time, finish + overhead - arrival <= SLO: r, and for a
 join also the other members of the batch and those of every batch behind it.
 
-Joins are looked at oldest batch first. The first one is taken that is feasible and leaves the last stage free earlier
-than appending would or, where appending is not feasible, the first one that is feasible. If there is none, r is
-appended where that is feasible, else rejected.
+Of the joins that are feasible, that one is taken which leaves the last stage free earliest, the oldest batch on a tie:
+the one that adds least work, so least padding. But where appending is feasible and leaves it free no later, or where no
+join is feasible, r is appended; where that is not feasible either, it is rejected.
 
 So no batch is held back to wait for company: it gathers those who arrive while the stages are busy. And every promise
 is kept as long as stages take what is expected and a smaller bucket takes no longer than a larger one: a join keeps
-those that it touches, an append touches none, and one who leaves delays nobody.
+those that it touches, an append touches none, and one who leaves delays nobody. A request overtakes those in the
+batches that its join passes, `MOST_PASSED` at most.
 
 At one instant a driver reports ends of stages before arrivals, so a batch that begins as somebody arrives cannot be
-joined any more. Only requests of bucket 0 are merged: one of a larger bucket fills it by itself.
+joined any more.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jaxserve.request import Request
 from jaxserve.scheduling.latencies import StageLatencies
+
+MOST_PASSED = 32
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -44,8 +50,11 @@ class Batch:
         latencies: what the model's stages take on this group.
         bucket: the bucket that it runs on.
         latency_s: seconds that each stage is expected to take for it.
+        clocks: while it waits, when each stage of its group will have finished it and everything ahead of it.
+        rows: of its members together.
         stage: the stage that it runs on or waits for.
         running: whether it runs on that stage.
+        carries: what the driver keeps with it.
     """
 
     first: Request
@@ -53,31 +62,53 @@ class Batch:
     latencies: StageLatencies
     bucket: int
     latency_s: Sequence[float]
+    clocks: Sequence[float]
+    rows: int
     stage: int = 0
     running: bool = False
+    carries: Any = None
+
+    @classmethod
+    def of(cls, members: list[Request], latencies: StageLatencies, *, clocks: Sequence[float]) -> "Batch":
+        """A batch of these requests of one model, that waits."""
+        bucket = smallest_bucket(members, latencies)
+        rows = sum(member.rows for member in members)
+        return cls(members[0], members, latencies, bucket, latencies.estimated[bucket], clocks, rows)
 
     @property
     def waits(self) -> bool:
         """Whether it has not yet begun on stage 0."""
         return self.stage == 0 and not self.running
 
-    def bucket_with(self, request: Request, latencies: StageLatencies) -> int | None:
-        """The bucket that it would run on if a request of these latencies joined it; None where that cannot be."""
-        together = len(self.members) + 1
-        if self.latencies is not latencies or together > len(latencies.bucket_of):
+    def bucket_with(self, request: Request) -> int | None:
+        """The bucket that it would run on if a request of its model joined it; None where there is no room."""
+        grid = self.latencies.grid
+        rows = self.rows + request.rows
+        if rows > grid.most_rows:
             return None
-        return None if self.first.bucket or request.bucket else latencies.bucket_of[together - 1]
+        return grid.holding(rows, grid.united(grid.cell(self.bucket), grid.cell(request.bucket)))
 
-    def move_to(self, bucket: int) -> None:
-        """Changes the bucket of a batch that waits."""
-        self.bucket = bucket
-        self.latency_s = self.latencies.estimated[bucket]
+    def take(self, request: Request, bucket: int) -> None:
+        """Takes a request in, and thereby moves to the bucket that `bucket_with` has said."""
+        self.members.append(request)
+        self.rows += request.rows
+        self._move_to(bucket)
 
     def let_go(self, request_id: int) -> None:
         """Takes a member out; a batch that waits then needs no larger bucket than for those who stay."""
         self.members = [member for member in self.members if member.id != request_id]
+        self.rows = sum(member.rows for member in self.members)
         if self.members and self.waits:
-            self.move_to(self.latencies.bucket_of[len(self.members) - 1])
+            self._move_to(smallest_bucket(self.members, self.latencies))
+
+    def estimate_anew(self) -> float:
+        """Expects of its stages what has been learnt since it was admitted; returns by how much that differs."""
+        was, self.latency_s = self.latency_s, self.latencies.estimated[self.bucket]
+        return 0.0 if was is self.latency_s else math.fsum(map(abs, map(operator.sub, was, self.latency_s)))
+
+    def _move_to(self, bucket: int) -> None:
+        self.bucket = bucket
+        self.latency_s = self.latencies.estimated[bucket]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +118,23 @@ class Join:
     Attributes:
         batch: the batch.
         bucket: the bucket that it moves to.
-        finish_s: when it will be done.
-        clocks: when each stage of the group will have finished everything.
+        clocks: when each stage of the group will have finished it, and each batch behind it.
     """
 
     batch: Batch
     bucket: int
-    finish_s: float
-    clocks: list[float]
+    clocks: list[list[float]]
+
+
+def smallest_bucket(members: Sequence[Request], latencies: StageLatencies) -> int:
+    """The smallest bucket that holds these requests of one model together."""
+    if len(members) == 1:
+        return members[0].bucket
+    grid = latencies.grid
+    cell = 0
+    for member in members:
+        cell = grid.united(cell, grid.cell(member.bucket))
+    return grid.holding(sum(member.rows for member in members), cell)
 
 
 def clocks_after(clocks: Sequence[float], latency_s: Sequence[float], now_s: float) -> list[float]:
@@ -110,34 +150,39 @@ def clocks_after(clocks: Sequence[float], latency_s: Sequence[float], now_s: flo
     return ahead
 
 
-def feasible_joins(
+def best_join(
     request: Request,
     latencies: StageLatencies,
     waiting: Sequence[Batch],
-    clocks: Sequence[float],
+    ahead: Sequence[float],
     *,
+    sooner_than_s: float,
     overhead_s: float,
     now_s: float,
-) -> Iterator[Join]:
-    """The joins that are feasible, oldest batch first.
+) -> Join | None:
+    """The feasible join that leaves the last stage free earliest, and sooner than a given time.
 
     Args:
         request: who arrives.
         latencies: what its model's stages take on the group.
-        waiting: the group's batches that wait, in order of admission.
-        clocks: when each stage will have finished the batches that wait no more.
+        waiting: batches of the group that wait, in order of admission, up to the last one.
+        ahead: the clocks as they will be when the first of these begins.
+        sooner_than_s: the time.
         overhead_s: what an answer costs beyond its stages.
-        now_s: the time.
+        now_s: the time of the arrival.
     """
+    best: Join | None = None
     for index, batch in enumerate(waiting):
-        bucket = batch.bucket_with(request, latencies)
+        bucket = batch.bucket_with(request) if batch.latencies is latencies else None
         if bucket is not None:
-            done = clocks_after(clocks, latencies.estimated[bucket], now_s)
-            if in_time((*batch.members, request), done[-1] + overhead_s):
-                behind = _followed_by(waiting[index + 1 :], done, overhead_s=overhead_s, now_s=now_s)
-                if behind is not None:
-                    yield Join(batch=batch, bucket=bucket, finish_s=done[-1], clocks=behind)
-        clocks = clocks_after(clocks, batch.latency_s, now_s)
+            done = clocks_after(ahead, latencies.estimated[bucket], now_s)
+            if done[-1] < sooner_than_s and in_time((*batch.members, request), done[-1] + overhead_s):
+                clocks = [done]
+                if _follow(waiting[index + 1 :], clocks, sooner_than_s, overhead_s=overhead_s, now_s=now_s):
+                    sooner_than_s = clocks[-1][-1]
+                    best = Join(batch=batch, bucket=bucket, clocks=clocks)
+        ahead = batch.clocks
+    return best
 
 
 def in_time(requests: Iterable[Request], finish_s: float) -> bool:
@@ -145,12 +190,13 @@ def in_time(requests: Iterable[Request], finish_s: float) -> bool:
     return all(finish_s - request.arrival_s <= request.slo_s for request in requests)
 
 
-def _followed_by(
-    batches: Sequence[Batch], clocks: list[float], *, overhead_s: float, now_s: float
-) -> list[float] | None:
-    """The clocks with these batches behind; None where anyone of theirs would be late."""
+def _follow(
+    batches: Sequence[Batch], clocks: list[list[float]], sooner_than_s: float, *, overhead_s: float, now_s: float
+) -> bool:
+    """Adds the clocks after each of these batches; False where it ends late for anyone, or no sooner than that."""
     for batch in batches:
-        clocks = clocks_after(clocks, batch.latency_s, now_s)
-        if not in_time(batch.members, clocks[-1] + overhead_s):
-            return None
-    return clocks
+        after = clocks_after(clocks[-1], batch.latency_s, now_s)
+        if after[-1] >= sooner_than_s or not in_time(batch.members, after[-1] + overhead_s):
+            return False
+        clocks.append(after)
+    return True

@@ -8,17 +8,23 @@ admitted; from it the finish of one more batch follows in O(stages) (`clocks_aft
 
 As long as stages take exactly what their profile says, these sums are never wrong; they are done again only for a batch
 that a request joins as it waits, and for those behind it (batch.py). When the group is told of anything else (a stage
-ends early or late, a request is cancelled, expires or fails), the clocks are *stale*: the next prediction replays what
-is left, batch by batch, with the same sums, from what is known now. A replay that was not needed changes no bit.
+ends early or late, a request is cancelled, expires or fails), the clocks may be wrong by as much and no more: the
+recurrence never makes a difference larger. Once that is more than `TOLERANCE` of the time until the last clock, the
+next prediction replays what is left, batch by batch, with the same sums, from what is known now. So the longer the
+queue, the rarer the replays, and a prediction costs as much whether ten wait or ten thousand. A replay that was not
+needed changes no bit.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from itertools import islice
 
 from jaxserve.request import Request
-from jaxserve.scheduling.batch import Batch, Join, feasible_joins
+from jaxserve.scheduling.batch import MOST_PASSED, Batch, Join, best_join, clocks_after
 from jaxserve.scheduling.latencies import StageLatencies
+
+TOLERANCE = 0.005
 
 
 class GroupState:
@@ -27,50 +33,67 @@ class GroupState:
     Attributes:
         stages: how many it has.
         healthy: whether it takes new requests.
+        queue_length: requests that wait for stage 0.
     """
 
     def __init__(self, stages: int) -> None:
         self.stages = stages
         self.healthy = True
+        self.queue_length = 0
         self._batches: dict[int, Batch] = {}  # by id, in order of admission
         self._waiting: list[OrderedDict[int, Batch]] = [OrderedDict() for _ in range(stages)]
         self._running: list[Batch | None] = [None] * stages
         self._begun: list[float] = [0.0] * stages  # when what runs on a stage began
         self._ends: list[float] = [0.0] * stages  # when what runs on a stage is expected to end
         self._freed: list[float] = [0.0] * stages  # when a stage last ended something
-        self._clocks: list[float] = [0.0] * stages
-        self._stale = False
+        self._clocks: Sequence[float] = [0.0] * stages
+        self._ahead: Sequence[float] = [0.0] * stages  # the clocks as they are without what waits for stage 0
+        self._error_s = 0.0  # how far the clocks may be wrong by what has ended and left
         self._overdue_s = math.inf  # when the first of what runs will have run longer than expected
+        self._replayed_s = 0.0
 
-    def clocks(self, now_s: float) -> list[float]:
+    def clocks(self, now_s: float) -> Sequence[float]:
         """When each stage will have finished everything admitted; a copy is not made."""
-        if self._stale or self._overdue_s < now_s:
-            self._clocks = self._replay(self._batches.values(), now_s)
-            self._stale = False
+        error_s = self._error_s
+        if self._overdue_s < now_s:
+            error_s += now_s - max(self._overdue_s, self._replayed_s)
+        if error_s > 0.0 and error_s > TOLERANCE * (self._clocks[-1] - now_s):
+            self._replay(now_s)
         return self._clocks
 
-    def append(self, batch: Batch, ahead: list[float], now_s: float) -> bool:
-        """Takes a batch in, `ahead` being the clocks after it; True where stage 0 begins it at once."""
-        self._clocks = ahead
+    def append(self, batch: Batch, now_s: float) -> bool:
+        """Takes a batch in, with the clocks after it; True where stage 0 begins it at once."""
+        self._clocks = batch.clocks
         self._batches[batch.first.id] = batch
         if self._running[0] is None:
             self._begin(batch, 0, now_s)
             return True
         self._waiting[0][batch.first.id] = batch
+        self.queue_length += len(batch.members)
         return False
 
-    def joins(self, request: Request, latencies: StageLatencies, *, overhead_s: float, now_s: float) -> Iterator[Join]:
-        """The waiting batches that a request of these latencies may join, oldest first."""
-        if self._waiting[0] and len(latencies.bucket_of) > 1:
-            waiting = tuple(self._waiting[0].values())
-            clocks = self._replay((batch for batch in self._batches.values() if not batch.waits), now_s)
-            yield from feasible_joins(request, latencies, waiting, clocks, overhead_s=overhead_s, now_s=now_s)
+    def best_join(
+        self, request: Request, latencies: StageLatencies, *, sooner_than_s: float, overhead_s: float, now_s: float
+    ) -> Join | None:
+        """The waiting batch that a request of these latencies had best join (batch.py); ask for the clocks first."""
+        waiting = self._waiting[0]
+        if not waiting or not latencies.grid.most_rows:
+            return None
+        last = list(islice(reversed(waiting.values()), MOST_PASSED + 1))
+        ahead = last.pop().clocks if len(last) > MOST_PASSED else self._ahead
+        last.reverse()
+        return best_join(
+            request, latencies, last, ahead, sooner_than_s=sooner_than_s, overhead_s=overhead_s, now_s=now_s
+        )
 
     def join(self, request: Request, join: Join) -> None:
-        """Takes a request into a batch, as one of `joins` has just said."""
-        join.batch.members.append(request)
-        join.batch.move_to(join.bucket)
-        self._clocks = join.clocks
+        """Takes a request into a batch, as `best_join` has just said."""
+        join.batch.take(request, join.bucket)
+        behind = list(islice(reversed(self._waiting[0].values()), len(join.clocks)))
+        for batch, clocks in zip(reversed(behind), join.clocks, strict=True):
+            batch.clocks = clocks
+        self._clocks = join.clocks[-1]
+        self.queue_length += 1
 
     def stage_done(self, stage: int, batch_id: int, now_s: float, *, leave: bool = False) -> Batch | None:
         """Ends a batch's turn on a stage; returns it where it thereby leaves the group.
@@ -81,7 +104,7 @@ class GroupState:
         """
         batch = self._running[stage]
         if batch is None or batch.first.id != batch_id:
-            self._stale = True
+            self._error_s = math.inf
             return None
         self._running[stage] = None
         self._freed[stage] = now_s
@@ -89,8 +112,7 @@ class GroupState:
         abandoned = not batch.members
         if not leave and not abandoned:
             batch.latencies.observe(batch.bucket, stage, now_s - self._begun[stage])
-        if self._ends[stage] != now_s:
-            self._stale = True
+        self._error_s += abs(now_s - self._ends[stage])
         last = stage + 1 == len(self._running)
         if not (last or leave or abandoned):
             self._find_overdue()
@@ -101,10 +123,10 @@ class GroupState:
         if self._batches:
             self._find_overdue()
             if not last:
-                self._stale = True
+                self._error_s = math.inf
         else:  # what comes next finds the group idle: no need to replay anything
-            self._clocks = self._freed.copy()
-            self._stale = False
+            self._clocks = self._ahead = self._freed.copy()
+            self._error_s = 0.0
             self._overdue_s = math.inf
         return batch
 
@@ -113,31 +135,55 @@ class GroupState:
         if self._running[stage] is not None or not self._waiting[stage]:
             return None
         batch_id, batch = self._waiting[stage].popitem(last=False)
+        if stage == 0:
+            self.queue_length -= len(batch.members)
+            self._error_s += batch.estimate_anew()
         self._begin(batch, stage, now_s)
         return batch_id
 
-    def drop(self, request_id: int) -> None:
-        """Lets go of a request that nobody waits for.
+    def drop(self, batch: Batch, request_id: int) -> None:
+        """Lets go of a member that nobody waits for.
 
         Its batch, where nobody is left in it, goes at once where it waits for a stage, else when its stage ends.
         """
-        batch = self._batch_of(request_id)
+        before_s = sum(batch.latency_s)
         batch.let_go(request_id)
-        self._stale = True
+        if not batch.waits:
+            self._error_s = math.inf
+        else:
+            self.queue_length -= 1
+            self._error_s += before_s - (sum(batch.latency_s) if batch.members else 0.0)
         if not batch.members and not batch.running:
             del self._waiting[batch.stage][batch.first.id]
             del self._batches[batch.first.id]
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """Takes a batch that failed and has left in again, as two ahead of all that wait; call `begin_next` next."""
+        middle = len(batch.members) // 2
+        halves = [
+            Batch.of(members, batch.latencies, clocks=self._clocks)
+            for members in (batch.members[:middle], batch.members[middle:])
+        ]
+        first = OrderedDict((half.first.id, half) for half in halves)
+        for batch_id in self._waiting[0]:
+            first[batch_id] = self._batches.pop(batch_id)
+        self._batches.update(first)
+        self._waiting[0] = first
+        self.queue_length += len(batch.members)
+        self._error_s = math.inf
+        return halves
 
     def clear(self, now_s: float) -> list[int]:
         """Empties the group, as when it failed; returns the ids of those who were waited for, oldest batch first."""
         lost = [member.id for batch in self._batches.values() for member in batch.members]
         self._batches.clear()
+        self.queue_length = 0
         for stage, waiting in enumerate(self._waiting):
             waiting.clear()
             if self._running[stage] is not None:
                 self._running[stage] = None
                 self._freed[stage] = now_s
-        self._stale = True
+        self._error_s = math.inf
         self._overdue_s = math.inf
         return lost
 
@@ -155,26 +201,17 @@ class GroupState:
         return not self._batches
 
     @property
-    def queue_length(self) -> int:
-        """Requests that wait for stage 0."""
-        return sum(len(batch.members) for batch in self._waiting[0].values())
-
-    @property
     def in_flight(self) -> int:
         """Requests inside; a batch that runs though nobody waits for it counts as one."""
         return sum(len(batch.members) or 1 for batch in self._batches.values())
-
-    def _batch_of(self, request_id: int) -> Batch:
-        batch = self._batches.get(request_id)
-        if batch is not None:
-            return batch
-        return next(each for each in self._batches.values() if any(one.id == request_id for one in each.members))
 
     def _begin(self, batch: Batch, stage: int, now_s: float) -> None:
         batch.running = True
         self._running[stage] = batch
         self._begun[stage] = now_s
         self._ends[stage] = end_s = now_s + batch.latency_s[stage]
+        if stage == 0:
+            self._ahead = batch.clocks
         if end_s < self._overdue_s:
             self._overdue_s = end_s
 
@@ -184,13 +221,14 @@ class GroupState:
             if batch is not None and end_s < self._overdue_s:
                 self._overdue_s = end_s
 
-    def _replay(self, batches: Iterable[Batch], now_s: float) -> list[float]:
-        """When each stage will have finished these batches of the group, the oldest ones without a gap."""
+    def _replay(self, now_s: float) -> None:
+        """Works the clocks out anew, from what runs and waits now and from what stages are expected to take now."""
         clocks = list(self._freed)
         for stage, running in enumerate(self._running):
             if running is not None:
                 clocks[stage] = max(self._ends[stage], now_s)
-        for batch in batches:
+        batches = iter(self._batches.values())  # those that wait for stage 0 come last
+        for batch in islice(batches, len(self._batches) - len(self._waiting[0])):
             if not batch.members:
                 continue
             finish_s = clocks[batch.stage] if batch.running else now_s
@@ -198,4 +236,10 @@ class GroupState:
                 clock = clocks[stage]
                 finish_s = (clock if clock > finish_s else finish_s) + batch.latency_s[stage]
                 clocks[stage] = finish_s
-        return clocks
+        self._ahead = clocks
+        for batch in batches:
+            batch.estimate_anew()
+            clocks = batch.clocks = clocks_after(clocks, batch.latency_s, now_s)
+        self._clocks = clocks
+        self._error_s = 0.0
+        self._replayed_s = now_s

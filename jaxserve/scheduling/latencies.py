@@ -11,7 +11,8 @@ profile.
 """
 
 import dataclasses
-from collections.abc import Sequence
+
+from jaxserve.scheduling.grid import Grid
 
 Latencies = tuple[tuple[float, ...], ...]
 """Seconds of each stage, for each bucket."""
@@ -23,17 +24,17 @@ NEGLIGIBLE_S = 20e-6
 
 @dataclasses.dataclass(slots=True, eq=False)
 class StageLatencies:
-    """What the stages of one model take on one group, and which of its buckets hold merged requests.
+    """What the stages of one model take on one group, and how its requests merge.
 
     Attributes:
         profiled: what each stage takes on an idle group, for each bucket.
         estimated: what each stage takes by what was observed, for each bucket.
-        bucket_of: at n - 1, the bucket on which n merged requests run; as long as the largest batch.
+        grid: which of its buckets merged requests run on.
     """
 
     profiled: Latencies
     estimated: list[tuple[float, ...]]
-    bucket_of: tuple[int, ...]
+    grid: Grid
 
     def observe(self, bucket: int, stage: int, seen_s: float) -> None:
         """Corrects the estimate of one stage at one bucket by how long it took once."""
@@ -54,17 +55,3 @@ class StageLatencies:
             for estimate_s, profiled_s in zip(estimates, profiled, strict=True)
         ]
         return max((estimate_s / profiled_s for estimate_s, profiled_s in pairs if profiled_s > 0), default=1.0)
-
-
-def buckets_of_batches(batch_sizes: Sequence[int] | None, max_batch: int) -> tuple[int, ...]:
-    """At n - 1, the smallest bucket that holds n requests, of those that hold `max_batch` or fewer.
-
-    Args:
-        batch_sizes: how many requests each bucket holds, ascending; None where requests are never merged.
-        max_batch: the largest bucket that is used.
-    """
-    buckets: list[int] = []
-    for bucket, size in enumerate(batch_sizes or ()):
-        if size <= max_batch:
-            buckets += [bucket] * (size - len(buckets))
-    return tuple(buckets)

@@ -7,6 +7,9 @@ settle one. The same calls at the same times give the same answers, to the last 
 What begins and ends on stages are batches, of one request or of several that were merged (batch.py). A batch goes by
 the id of the request that it began with; `groups[group].batch(id)` says who is in it and which bucket it runs on.
 
+A model may raise because of one of those whom a batch holds. So a batch of several that fails is run again as two
+halves, at once, and these likewise, until the request that it fails on fails alone.
+
 At one instant a driver reports completions first, then lets requests expire, then reports cancellations, then arrivals;
 completions in order of group, then of request.
 """
@@ -17,10 +20,11 @@ import math
 from collections.abc import Sequence
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling.batch import Batch, Join, clocks_after
+from jaxserve.scheduling.batch import Batch, clocks_after
 from jaxserve.scheduling.dispatch import Dispatch, alpaserve
+from jaxserve.scheduling.grid import ALONE, Grid
 from jaxserve.scheduling.group import GroupState
-from jaxserve.scheduling.latencies import Latencies, StageLatencies, buckets_of_batches
+from jaxserve.scheduling.latencies import Latencies, StageLatencies
 from jaxserve.scheduling.replica import Replica
 
 
@@ -56,17 +60,15 @@ class Scheduler:
     Args:
         dispatch: chooses among the groups that hold a model.
         overhead_s: added to every predicted finish: what an answer costs beyond its stages.
-        max_batch: how many requests are merged into a batch at most.
     """
 
-    def __init__(self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0, max_batch: int = 1) -> None:
+    def __init__(self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0) -> None:
         self.groups: list[GroupState] = []
         self._dispatch = dispatch
         self._overhead_s = overhead_s
-        self._max_batch = max_batch
         self._holders: dict[str, list[Replica]] = {}
         self._open: dict[str, list[Replica]] = {}  # of the holders, the healthy ones
-        self._group_of: dict[int, int] = {}
+        self._inside: dict[int, tuple[int, Batch]] = {}  # who is waited for, by id
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; holds settled requests until it is pruned
 
     def add_group(self, stages: int) -> int:
@@ -74,13 +76,12 @@ class Scheduler:
         self.groups.append(GroupState(stages))
         return len(self.groups) - 1
 
-    def place(self, group: int, model: str, latency_s: Latencies, batch_sizes: Sequence[int] | None = None) -> None:
-        """Lets `group` serve `model`; `latency_s[bucket][stage]` is what each stage takes.
+    def place(self, group: int, model: str, latency_s: Latencies, grid: Grid = ALONE) -> None:
+        """Lets `group` serve `model`, whose requests merge as `grid` says.
 
-        `batch_sizes[bucket]`, ascending, is how many requests a bucket holds; without it requests of this model are
-        never merged.
+        `latency_s[bucket][stage]` is what each stage takes.
         """
-        latencies = StageLatencies(latency_s, list(latency_s), buckets_of_batches(batch_sizes, self._max_batch))
+        latencies = StageLatencies(latency_s, list(latency_s), grid)
         holders = [replica for replica in self._holders.get(model, []) if replica.group != group]
         holders.append(Replica(group, self.groups[group], latencies))
         self._holders[model] = sorted(holders, key=lambda replica: replica.group)
@@ -104,24 +105,29 @@ class Scheduler:
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf)
         replica = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
-        group = replica.state
+        group, latencies = replica.state, replica.latencies
         latency_s = replica.latency_s(request.bucket)
         ahead = clocks_after(group.clocks(now_s), latency_s, now_s)
         finish_s = ahead[-1] + self._overhead_s
         late = finish_s - request.arrival_s > request.slo_s
-        join = None
-        if self._max_batch > 1:
-            join = self._find_join(request, replica, math.inf if late else ahead[-1], now_s)
+        join = group.best_join(
+            request,
+            latencies,
+            sooner_than_s=math.inf if late else ahead[-1],
+            overhead_s=self._overhead_s,
+            now_s=now_s,
+        )
         begins = False
         if join is not None:
+            batch = join.batch
             group.join(request, join)
-            finish_s = join.finish_s + self._overhead_s
+            finish_s = join.clocks[0][-1] + self._overhead_s
         elif late:
             return Rejected(id=request.id, predicted_finish_s=finish_s)
         else:
-            batch = Batch(request, [request], replica.latencies, request.bucket, latency_s)
-            begins = group.append(batch, ahead, now_s)
-        self._group_of[request.id] = replica.group
+            batch = Batch(request, [request], latencies, request.bucket, latency_s, ahead, request.rows)
+            begins = group.append(batch, now_s)
+        self._inside[request.id] = (replica.group, batch)
         if expires and request.slo_s != math.inf:
             self._watch(request)
         return Admitted(replica.group, finish_s, begins)
@@ -132,28 +138,31 @@ class Scheduler:
         left = state.stage_done(stage, batch_id, now_s, leave=failed)
         outcomes: list[Done | Failed] = []
         begins: list[tuple[int, int]] = []
-        if left is not None:
+        if left is not None and failed and len(left.members) > 1:
+            for half in state.split(left):
+                for member in half.members:
+                    self._inside[member.id] = (group, half)
+            if stage > 0:
+                self._begin_next(state, 0, now_s, begins)
+        elif left is not None:
             for member in left.members:
-                del self._group_of[member.id]
+                del self._inside[member.id]
                 if failed:
                     outcomes.append(Failed(id=member.id, group=group, reason=FailReason.MODEL))
                 else:
                     outcomes.append(Done(id=member.id, group=group, finish_s=now_s + self._overhead_s))
         elif stage + 1 < state.stages:
-            begun = state.begin_next(stage + 1, now_s)
-            if begun is not None:
-                begins.append((stage + 1, begun))
-        begun = state.begin_next(stage, now_s)
-        if begun is not None:
-            begins.append((stage, begun))
+            self._begin_next(state, stage + 1, now_s, begins)
+        self._begin_next(state, stage, now_s, begins)
         return Step(outcomes, begins)
 
     def cancel(self, request_id: int, *, reason: FailReason = FailReason.CANCELLED) -> Failed | None:
         """Lets go of a request; None where it is not inside (never admitted, or settled already)."""
-        group = self._group_of.pop(request_id, None)
-        if group is None:
+        found = self._inside.pop(request_id, None)
+        if found is None:
             return None
-        self.groups[group].drop(request_id)
+        group, batch = found
+        self.groups[group].drop(batch, request_id)
         return Failed(id=request_id, group=group, reason=reason)
 
     def expire(self, *, now_s: float) -> list[Failed]:
@@ -162,7 +171,7 @@ class Scheduler:
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now_s:
             deadline_s, request_id, request = deadlines[0]
-            if request_id in self._group_of and now_s - request.arrival_s <= request.slo_s:
+            if request_id in self._inside and now_s - request.arrival_s <= request.slo_s:
                 # arrival + slo was rounded down: a finish at this instant would still be in time
                 heapq.heapreplace(deadlines, (math.nextafter(deadline_s, math.inf), request_id, request))
                 continue
@@ -176,7 +185,7 @@ class Scheduler:
     def next_deadline_s(self) -> float:
         """When `expire` next has something to do; infinite where it has not."""
         deadlines = self._deadlines
-        while deadlines and deadlines[0][1] not in self._group_of:
+        while deadlines and deadlines[0][1] not in self._inside:
             heapq.heappop(deadlines)
         return deadlines[0][0] if deadlines else math.inf
 
@@ -187,7 +196,7 @@ class Scheduler:
         self._find_open()
         lost = state.clear(now_s)
         for request_id in lost:
-            del self._group_of[request_id]
+            del self._inside[request_id]
         return [Failed(id=request_id, group=group, reason=FailReason.GROUP) for request_id in lost]
 
     def restore_group(self, group: int) -> None:
@@ -198,12 +207,13 @@ class Scheduler:
     @property
     def in_flight(self) -> Sequence[int]:
         """Ids of the requests that somebody waits for, in no order."""
-        return tuple(self._group_of)
+        return tuple(self._inside)
 
-    def _find_join(self, request: Request, replica: Replica, sooner_than_s: float, now_s: float) -> Join | None:
-        """The first feasible join that leaves the last stage free sooner than at a given time."""
-        joins = replica.state.joins(request, replica.latencies, overhead_s=self._overhead_s, now_s=now_s)
-        return next((join for join in joins if join.clocks[-1] < sooner_than_s), None)
+    @staticmethod
+    def _begin_next(state: GroupState, stage: int, now_s: float, begins: list[tuple[int, int]]) -> None:
+        begun = state.begin_next(stage, now_s)
+        if begun is not None:
+            begins.append((stage, begun))
 
     def _find_open(self) -> None:
         self._open = {
@@ -212,7 +222,7 @@ class Scheduler:
 
     def _watch(self, request: Request) -> None:
         """Notes a deadline; settled requests are pruned once they are more than half of the heap."""
-        if len(self._deadlines) > 64 + 2 * len(self._group_of):
-            self._deadlines = [item for item in self._deadlines if item[1] in self._group_of]
+        if len(self._deadlines) > 64 + 2 * len(self._inside):
+            self._deadlines = [item for item in self._deadlines if item[1] in self._inside]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))

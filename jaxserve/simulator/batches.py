@@ -6,9 +6,10 @@ join it, and when it will be done is settled. So a group is a queue of the batch
 the group's clocks after it, behind the clocks after all that have begun.
 
 When a request has chosen a group, first the batches that have begun by now leave the queue (completions come before
-arrivals). Then it joins the first batch that it may join, else it is appended where that is feasible, else refused. A
-batch that is appended to a group whose stage 0 is free begins at once. The clocks after a batch that waits are the same
-whenever they are computed, since all sums are: only a join changes them, of its own batch and of those behind.
+arrivals). Then it joins the batch that it had best join, if it may join any, else it is appended where that is
+feasible, else refused. A batch that is appended to a group whose stage 0 is free begins at once. The clocks after a
+batch that waits are the same whenever they are computed, since all sums are: only a join changes them, of its own batch
+and of those behind.
 
 Whether an answer at t is in time for a member, t - arrival <= SLO, is true up to some t and false from there on, also
 as rounded. `_latest` finds the last such t; the earliest of them among its members decides for a batch.
@@ -30,11 +31,13 @@ appended, row G + 1 for a join that is tried, the others for batches that wait, 
     at          uint64 [.]        where its latencies begin
     latest_s    float64 [.]       when it must be done
     joinable    int32 [G, M]      how many batches of a model wait on a group and have room for one more
+    waits       int64 [G]         how many batches wait on a group
 """
 # pyright: basic
 
 import numpy as np
 
+from jaxserve.scheduling.batch import MOST_PASSED
 from jaxserve.simulator.loop import compiled, depths, replicas
 
 NOBODY = np.uint32(0xFFFFFFFF)
@@ -61,6 +64,7 @@ def run(traffic, tables, placed, overhead_s, served, chosen, finish_s, group_of,
     at = np.empty(rows, np.uint64)
     latest_s = np.empty(rows)
     joinable = np.zeros(held.shape, np.int32)
+    waits = np.zeros(groups, np.int64)
     queues = (clocks_s, behind, first, size, at, latest_s)
     alone, tried = groups, groups + ONE
     fresh = tried + ONE  # rows from here on were never lent
@@ -105,6 +109,7 @@ def run(traffic, tables, placed, overhead_s, served, chosen, finish_s, group_of,
                     finish_s[member] = done_s
                     group_of[member] = g
                 member = next_member[member]
+            waits[g] -= 1
             behind[g] = behind[row]
             if tail[g] == row:
                 tail[g] = g
@@ -119,7 +124,7 @@ def run(traffic, tables, placed, overhead_s, served, chosen, finish_s, group_of,
         joined = NOBODY
         if joinable[g, m]:
             joined = _find_join(
-                queues, model, latency_s, size_of[config[g], m], most_stages, overhead_s, joinable[g, m],
+                queues, model, latency_s, size_of[config[g], m], most_stages, overhead_s, joinable[g, m], waits[g],
                 m, g, offset[best], stage_count, now_s, slo_s[i], finish_alone_s if in_time else np.inf, tried,
             )  # fmt: skip
         if joined != NOBODY:
@@ -168,6 +173,7 @@ def run(traffic, tables, placed, overhead_s, served, chosen, finish_s, group_of,
             behind[row] = NOBODY
             behind[tail[g]] = row
             tail[g] = row
+            waits[g] += 1
             if size_of.shape[2] > 1 and size_of[config[g], m, 1] >= 0:
                 joinable[g, m] += 1
     return total_s
@@ -200,26 +206,32 @@ def _latest(arrival_s, slo_s):
 
 @compiled
 def _find_join(
-    queues, model, latency_s, size_of, most_stages, overhead_s, joinable,
+    queues, model, latency_s, size_of, most_stages, overhead_s, joinable, waits,
     m, g, own, stages, now_s, slo_s, sooner_than_s, tried,
 ):  # fmt: skip
-    """The first batch that a request may join and that leaves the last stage free sooner; NOBODY where there is none.
+    """The batch that a request had best join, of those that leave the last stage free sooner; NOBODY for none.
 
     The request is of model m, for group g, where its latencies begin at `own` and its batches have the sizes
-    `size_of` [N]; `joinable` batches have room for it; `tried` is a row to work on.
+    `size_of` [N]; `joinable` of `waits` batches have room for it; `tried` is a row to work on.
     """
     clocks_s, behind, first, size, at, latest_s = queues
     last = stages - np.uint64(1)
     before = g
+    best = NOBODY
     while joinable:
         row = behind[before]
         if model[first[row]] == m and size[row] < len(size_of) and size_of[size[row]] >= 0:
             joinable -= 1
+            if waits > MOST_PASSED:
+                waits -= 1
+                before = row
+                continue
             _follow(
                 clocks_s, before, tried, latency_s, own + np.uint64(size_of[size[row]] * most_stages), stages, now_s
             )
             done_s = clocks_s[tried, last] + overhead_s
-            feasible = done_s <= latest_s[row] and done_s - now_s <= slo_s and clocks_s[tried, last] < sooner_than_s
+            last_s = clocks_s[tried, last]
+            feasible = done_s <= latest_s[row] and done_s - now_s <= slo_s and last_s < sooner_than_s
             other = behind[row]
             while feasible and other != NOBODY:
                 _follow(clocks_s, tried, tried, latency_s, at[other], stages, now_s)
@@ -227,6 +239,8 @@ def _find_join(
                 feasible = last_s + overhead_s <= latest_s[other] and last_s < sooner_than_s  # it will not fall again
                 other = behind[other]
             if feasible:
-                return row
+                best = row
+                sooner_than_s = last_s
         before = row
-    return NOBODY
+        waits -= 1
+    return best

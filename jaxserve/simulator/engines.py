@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from jaxserve.plans import Fleet, Group, Profiles
 from jaxserve.request import Done, Request
-from jaxserve.scheduling import Dispatch, Scheduler
+from jaxserve.scheduling import Dispatch, Grid, Scheduler
 from jaxserve.simulator import batches
 from jaxserve.simulator.reference import Reference
 from jaxserve.simulator.rows import Rows
@@ -44,7 +44,8 @@ class ByReference:
 
     def __init__(self, workload: Workload, *, dispatch: Dispatch, overhead_s: float, max_batch: int) -> None:
         self._workload = workload
-        self._scheduler = functools.partial(Scheduler, dispatch=dispatch, overhead_s=overhead_s, max_batch=max_batch)
+        self._scheduler = functools.partial(Scheduler, dispatch=dispatch, overhead_s=overhead_s)
+        self._max_batch = max_batch
 
     def run(self, groups: Sequence[Group], rows: Sequence[Rows], first: int, finish_s: Floats, group: Ints) -> Floats:
         """See `Engine`."""
@@ -55,7 +56,8 @@ class ByReference:
         for each, held in zip(groups, rows, strict=True):
             index = scheduler.add_group(each.inter_op)
             for name, buckets in held.items():
-                scheduler.place(index, name, latencies[index][name], [row.batch_size for row in buckets])
+                grid = Grid([row.batch_size for row in buckets], max_batch=self._max_batch)
+                scheduler.place(index, name, latencies[index][name], grid)
         driver = Reference(scheduler, latency_s=lambda group, model: latencies[group][model])
         requests = slice(first, first + len(finish_s))
         arrival_s: list[float] = self._workload.arrival_s[requests].tolist()

@@ -7,19 +7,17 @@ order, so this one is written for reading: one heap of stage ends, one clock, no
 import dataclasses
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxserve.request import Done, Failed, Outcome, Request
 from jaxserve.scheduling import Admitted, Scheduler
 
-StageTime = Callable[[Request, int, int, float], tuple[float, bool]]
-"""(request, group, stage, profiled seconds) -> (seconds that it takes, whether the model raises at its end).
-
-A batch is asked for once, by the request that it began with.
+StageTime = Callable[[Sequence[Request], int, int, float], tuple[float, bool]]
+"""(those in the batch, group, stage, profiled seconds) -> (seconds that it takes, whether the model raises at its end).
 """
 
 
-def as_profiled(request: Request, group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
+def as_profiled(requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
     """Every stage takes what its profile says and nothing raises."""
     return profiled_s, False
 
@@ -110,7 +108,7 @@ class Reference:
     def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
         batch = self._scheduler.groups[group].batch(batch_id)
         profiled_s = self._latency_s(group, batch.first.model)[batch.bucket][stage]
-        takes_s, raises = self._stage_time(batch.first, group, stage, profiled_s)
+        takes_s, raises = self._stage_time(batch.members, group, stage, profiled_s)
         self.busy_s[group] = self.busy_s.get(group, 0.0) + takes_s
         self._life_of[batch_id, stage] = self._lives.get(group, 0)
         heapq.heappush(self._ends, (now_s + takes_s, group, batch_id, stage, raises))

@@ -53,8 +53,8 @@ def windows(workload: Workload, window_s: float) -> tuple[Workload, ...]:
     check_positive(window_s=window_s)
     if not len(workload):
         return ()
-    last_s = workload.arrival_s[-1]
-    begins_s = np.arange(last_s // window_s + 3) * window_s  # the quotient is rounded, and may be one too few
+    last_s = float(workload.arrival_s[-1])
+    begins_s = np.arange(int(last_s // window_s) + 3) * window_s  # the quotient is rounded, and may be one too few
     count = int(np.searchsorted(begins_s, last_s, side="right"))
     return tuple(between(workload, index * window_s, (index + 1) * window_s) for index in range(count))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.cluster import EmulatedCluster
+from jaxserve.cluster import EmulatedCluster, emulated_outputs
 from jaxserve.engine import Engine
 from jaxserve.errors import (
     DeadlineExceeded,
@@ -24,14 +24,19 @@ from jaxserve.errors import (
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement, Profile, Profiles
 from jaxserve.request import Done, FailReason, Outcome, Rejected, Request
-from jaxserve.scheduling import Scheduler
+from jaxserve.scheduling import Grid, Scheduler
 from jaxserve.simulator import Answer, Reference
 from tests.jumping_loop import run, until
 
-BATCH_SIZES = (1, 2)
+BATCH_SIZES = (1, 2, 4)
+LENGTHS = (2, 3)
 MODELS = [
     Model.from_function(
-        f"m{index}", lambda x: x, inputs={"x": TensorSpec(("batch", 2), "float32")}, batch_sizes=BATCH_SIZES
+        f"m{index}",
+        lambda x: x,
+        inputs={"x": TensorSpec(("batch", "length"), "float32")},
+        batch_sizes=BATCH_SIZES,
+        buckets={"length": LENGTHS},
     )
     for index in range(3)
 ]
@@ -43,7 +48,8 @@ class Call:
 
     arrival_s: float
     model: int
-    batch_size: int
+    rows: int
+    length: int
     slo_s: float
     cancel_s: float | None
 
@@ -59,10 +65,11 @@ class Case:
     raises: frozenset[tuple[int, int]]  # (request, stage)
     lost: tuple[tuple[float, int], ...]  # (time, group)
     overhead_s: float
+    max_batch: int
 
-    def stage_time(self, request: Request, group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
-        stretch = self.stretch[(request.id + stage) % len(self.stretch)]
-        return profiled_s * stretch, (request.id, stage) in self.raises
+    def stage_time(self, requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
+        stretch = self.stretch[(requests[0].id + stage) % len(self.stretch)]
+        return profiled_s * stretch, any((request.id, stage) in self.raises for request in requests)
 
     def events(self) -> list[tuple[float, int, int]]:
         """(time, kind, index) in the order in which a driver tells them: losses, cancellations, arrivals."""
@@ -74,24 +81,26 @@ class Case:
 
 # Grids make ties; fractions that are no sums of powers of two make rounding.
 TIMES = st.one_of(st.integers(0, 40).map(lambda tick: tick / 4), st.integers(0, 100).map(lambda tick: tick / 9.7))
+GROWTHS = st.sampled_from(((1.1, 1.25), (1.0, 1.0), (1.5, 2.0), (2.0, 4.0)))  # of buckets for 2 and 4
 LATENCIES = st.sampled_from((0.0, 0.25, 0.5, 1.0, 0.1, 1 / 3, 0.7))
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     groups: list[Group] = []
-    rows: dict[tuple[int, int, int], Profile] = {}
+    rows: dict[tuple[int, int, int, int], Profile] = {}
     for index in range(draw(st.integers(1, 3))):
         stages = draw(st.integers(1, 3))
         held = draw(st.sets(st.integers(0, len(MODELS) - 1), min_size=1))
         devices = tuple(range(index * 4, index * 4 + stages))
         groups.append(Group(inter_op=stages, devices=devices, models=tuple(f"m{model}" for model in sorted(held))))
         for model in held:
-            for batch_size in BATCH_SIZES:
-                key = (model, stages, batch_size)
-                rows[key] = rows.get(key) or _row(
-                    stages, batch_size, draw(st.lists(LATENCIES, min_size=stages, max_size=stages))
-                )
+            base = draw(st.lists(LATENCIES, min_size=stages, max_size=stages))
+            for growth, batch_size in zip((1.0, *draw(GROWTHS)), BATCH_SIZES, strict=True):
+                for longer, length in zip((1.0, draw(st.sampled_from((1.0, 1.5, 2.0)))), LENGTHS, strict=True):
+                    key = (model, stages, batch_size, length)
+                    latency_s = [seconds * growth * longer for seconds in base]
+                    rows[key] = rows.get(key) or _row(stages, batch_size, length, latency_s)
     models = {f"m{model}": tuple(row for key, row in rows.items() if key[0] == model) for model in range(len(MODELS))}
     calls = draw(st.lists(_calls(), min_size=1, max_size=25))
     calls.sort(key=lambda call: call.arrival_s)
@@ -103,15 +112,17 @@ def cases(draw: st.DrawFn) -> Case:
         raises=draw(st.frozensets(st.tuples(st.integers(0, 24), st.integers(0, 2)), max_size=4)),
         lost=tuple(draw(st.lists(st.tuples(TIMES, st.integers(0, len(groups) - 1)), max_size=1))),
         overhead_s=draw(st.sampled_from((0.0, 0.011))),
+        max_batch=draw(st.sampled_from((4, 1, 2))),
     )
 
 
-def _row(stages: int, batch_size: int, latency_s: Sequence[float]) -> Profile:
+def _row(stages: int, batch_size: int, length: int, latency_s: Sequence[float]) -> Profile:
     nothing = (0.0,) * stages
     return Profile(
         intra_op=1,
         inter_op=stages,
         batch_size=batch_size,
+        length=length,
         stage_latency_s=tuple(latency_s),
         stage_weight_bytes=nothing,
         stage_activation_bytes=nothing,
@@ -125,7 +136,8 @@ def _calls(draw: st.DrawFn) -> Call:
     return Call(
         arrival_s=arrival_s,
         model=draw(st.integers(0, len(MODELS) - 1)),
-        batch_size=draw(st.sampled_from(BATCH_SIZES)),
+        rows=draw(st.sampled_from((1, 1, 2, 3))),
+        length=draw(st.sampled_from(LENGTHS)),
         slo_s=draw(st.sampled_from((0.25, 0.5, 1.0, 1.1, 2.0, 4.0, math.inf))),
         cancel_s=None if patience is None else arrival_s + patience,
     )
@@ -138,10 +150,13 @@ def by_reference(case: Case) -> dict[int, Answer]:
         index = scheduler.add_group(group.inter_op)
         for name in group.models:
             rows = {
-                row.batch_size: row.stage_latency_s for row in case.profiles.models[name] if row.config == group.config
+                (row.batch_size, row.length): row.stage_latency_s
+                for row in case.profiles.models[name]
+                if row.config == group.config
             }
-            latencies[index, name] = tuple(rows[size] for size in BATCH_SIZES)
-            scheduler.place(index, name, latencies[index, name])
+            latencies[index, name] = tuple(rows[size, length] for size in BATCH_SIZES for length in LENGTHS)
+            grid = Grid(BATCH_SIZES, [len(LENGTHS)], max_batch=case.max_batch)
+            scheduler.place(index, name, latencies[index, name], grid)
     driver = Reference(scheduler, latency_s=lambda group, model: latencies[group, model], stage_time=case.stage_time)
     for at_s, kind, index in case.events():
         if kind == 0:
@@ -150,8 +165,10 @@ def by_reference(case: Case) -> dict[int, Answer]:
             driver.cancel(index, at_s)
         else:
             call = case.calls[index]
-            bucket = BATCH_SIZES.index(call.batch_size)
-            driver.arrive(Request(id=index, model=f"m{call.model}", bucket=bucket, arrival_s=at_s, slo_s=call.slo_s))
+            bucket = MODELS[call.model].bucket_index({"batch": call.rows, "length": call.length})
+            name = f"m{call.model}"
+            request = Request(id=index, model=name, bucket=bucket, rows=call.rows, arrival_s=at_s, slo_s=call.slo_s)
+            driver.arrive(request)
     driver.drain()
     return driver.answers
 
@@ -168,6 +185,7 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
         cluster=cluster,
         clock=loop.time,
         overhead_s=case.overhead_s,
+        max_batch=case.max_batch,
     )
     async with engine:
         answered = asyncio.Event()
@@ -187,7 +205,7 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
 
                 tickets[index] = engine.submit(
                     f"m{call.model}",
-                    _inputs(index, call.batch_size),
+                    _inputs(index, call),
                     deadline_s=None if call.slo_s == math.inf else call.slo_s,
                     on_settled=settle,
                 )
@@ -199,8 +217,13 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
     return answers
 
 
-def _inputs(index: int, batch_size: int) -> dict[str, Any]:
-    return {"x": np.full((batch_size, 2), index, np.float32)}
+def _inputs(index: int, call: Call) -> dict[str, Any]:
+    return {"x": np.full((call.rows, call.length), index, np.float32)}
+
+
+def _inputs_and_sizes(index: int, case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+    call = case.calls[index]
+    return _inputs(index, call), {"batch": call.rows, "length": call.length}
 
 
 def _same(expected: Outcome, found: Any) -> bool:
@@ -229,6 +252,9 @@ def test_engine_decides_as_the_reference_does(case: Case) -> None:
     for index, answer in expected.items():
         result, at_s = found[index]
         assert _same(answer.outcome, result), (index, answer, result)
+        if isinstance(answer.outcome, Done):
+            expected_outputs = emulated_outputs(MODELS[case.calls[index].model], *_inputs_and_sizes(index, case))
+            np.testing.assert_array_equal(result["output"], expected_outputs["output"])
         assert at_s == pytest.approx(answer.at_s, abs=1e-9), (index, answer)
         if isinstance(answer.outcome, Rejected) and isinstance(result, DeadlineRefused):
             assert result.predicted_finish_s == answer.outcome.predicted_finish_s - case.calls[index].arrival_s

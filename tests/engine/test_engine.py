@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from jaxserve.errors import (
 )
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement, Profile, Profiles, Segment
-from jaxserve.request import Request
+from jaxserve.simulator import StageTime
 from tests.jumping_loop import run, until
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -59,12 +59,13 @@ def profiles(*stage_latency_s: float, names: tuple[str, ...] = ("m", "n")) -> Pr
     return Profiles(device_kind="test", memory_bytes=0.0, models=dict.fromkeys(names, rows))
 
 
-StageTime = Callable[[Request, int, int, float], tuple[float, bool]]
-
-
 @asynccontextmanager
 async def serving(
-    *models: Model, stages: tuple[float, ...] = (1.0,), groups: int = 1, stage_time: StageTime | None = None
+    *models: Model,
+    stages: tuple[float, ...] = (1.0,),
+    groups: int = 1,
+    stage_time: StageTime | None = None,
+    max_batch: int | None = None,
 ) -> AsyncIterator[tuple[Engine, EmulatedCluster]]:
     """An engine on emulated groups that all hold all models; at the end nothing may be left inside."""
     names = tuple(each.name for each in models)
@@ -75,7 +76,7 @@ async def serving(
     options = {} if stage_time is None else {"stage_time": stage_time}
     cluster = EmulatedCluster(placed, profiles(*stages), **options)
     clock = asyncio.get_running_loop().time
-    engine = Engine(models, placement=Placement(groups=placed), cluster=cluster, clock=clock)
+    engine = Engine(models, placement=Placement(groups=placed), cluster=cluster, clock=clock, max_batch=max_batch)
     async with engine:
         yield engine, cluster
     status = engine.status()
@@ -120,7 +121,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_with_the_predicted_finish() -
 
 def test_a_deadline_that_passes_while_the_group_is_busy_is_answered_when_it_passes() -> None:
     async def main() -> None:
-        slow: StageTime = lambda request, group, stage, profiled_s: (100.0, False)  # noqa: E731
+        slow: StageTime = lambda requests, group, stage, profiled_s: (100.0, False)  # noqa: E731
         async with serving(model(), stage_time=slow) as (engine, _):
             loop = asyncio.get_running_loop()
             running = asyncio.ensure_future(engine.infer("m", {"x": X}, deadline_s=3.0))
@@ -154,7 +155,7 @@ def test_a_cancelled_call_leaves_its_queue() -> None:
 
 def test_a_model_that_raises_fails_its_request_alone() -> None:
     async def main() -> None:
-        first_raises: StageTime = lambda request, group, stage, profiled_s: (profiled_s, request.id == 0)  # noqa: E731
+        first_raises: StageTime = lambda requests, group, stage, profiled_s: (profiled_s, requests[0].id == 0)  # noqa: E731
         async with serving(model(), stages=(1.0, 1.0), stage_time=first_raises) as (engine, _):
             with pytest.raises(ModelFailed, match="model 'm' raised RuntimeError on this request: emulated failure"):
                 await engine.infer("m", {"x": X})
@@ -214,7 +215,7 @@ def test_an_exception_in_the_block_settles_everything_too() -> None:
 
 def test_draining_finishes_what_is_inside_and_takes_nothing_more() -> None:
     async def main() -> None:
-        async with serving(model()) as (engine, _):
+        async with serving(model(), max_batch=1) as (engine, _):
             calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(3)]
             await asyncio.sleep(0)
             draining = asyncio.ensure_future(engine.drain(2.5))
@@ -255,7 +256,7 @@ def test_models_come_and_go_while_others_are_served() -> None:
 
 def test_unloading_waits_for_the_requests_inside() -> None:
     async def main() -> None:
-        async with serving(model(), stages=(1.0, 1.0)) as (engine, _):
+        async with serving(model(), stages=(1.0, 1.0), max_batch=1) as (engine, _):
             calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(3)]
             await asyncio.sleep(0)
             calls[0].cancel()
@@ -320,7 +321,7 @@ def test_a_caller_that_raises_costs_the_others_nothing() -> None:
     async def main() -> None:
         reported: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-        slow: StageTime = lambda request, group, stage, profiled_s: (100.0, False)  # noqa: E731
+        slow: StageTime = lambda requests, group, stage, profiled_s: (100.0, False)  # noqa: E731
 
         def raises(result: Any) -> None:
             raise ZeroDivisionError

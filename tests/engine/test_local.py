@@ -61,7 +61,9 @@ def test_answers_equal_the_modules(stages: int) -> None:
     serve(test)
 
 
-def _callback_model(stages: int, call: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> Model:
+def _callback_model(
+    stages: int, call: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], batch_sizes: tuple[int, ...] = (1,)
+) -> Model:
     def function(x: jax.Array) -> jax.Array:
         for stage in range(stages):
             with jax.named_scope(f"stage_{stage}"):
@@ -69,7 +71,7 @@ def _callback_model(stages: int, call: Callable[[np.ndarray[Any, Any]], np.ndarr
         return x
 
     cuts = tuple(f"stage_{stage}" for stage in range(1, stages))
-    return Model.from_function("callback", function, inputs=SPEC, batch_sizes=(1,), cuts=cuts)
+    return Model.from_function("callback", function, inputs=SPEC, batch_sizes=batch_sizes, cuts=cuts)
 
 
 def test_a_model_that_raises_for_one_input_fails_that_request_alone() -> None:
@@ -88,6 +90,57 @@ def test_a_model_that_raises_for_one_input_fails_that_request_alone() -> None:
             with pytest.raises(ModelFailed, match="a negative number"):
                 raise next(result for result in results if isinstance(result, ModelFailed))
             assert engine.status()["groups"][0]["in_flight"] == 0
+
+    serve(test)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_what_waits_runs_as_one_and_only_whom_the_batch_fails_on_fails(stages: int) -> None:
+    gate = threading.Event()
+    gate.set()
+
+    def waits_and_refuses_negative(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        assert gate.wait(timeout=30)
+        if (np.asarray(x) < 0).any():
+            raise ValueError("a negative number")
+        return x
+
+    async def test() -> None:
+        model = _callback_model(stages, waits_and_refuses_negative, batch_sizes=(1, 2, 8))
+        placement = Placement(groups=(Group(inter_op=stages, devices=tuple(range(stages)), models=("callback",)),))
+        async with Engine([model], placement=placement) as engine:
+            gate.clear()
+            inputs = [np.full((rows, 16), number, np.float32) for number, rows in enumerate((1, 1, 2, 1, 3))]
+            inputs[3] *= -1
+            calls = [asyncio.ensure_future(engine.infer("callback", {"x": x})) for x in inputs]
+            await asyncio.sleep(0)
+            gate.set()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(answers.pop(3), ModelFailed)
+            for x, answer in zip((*inputs[:3], inputs[4]), answers, strict=True):
+                assert isinstance(answer, dict)
+                np.testing.assert_array_equal(answer["output"], x + stages)
+            status = engine.status()
+            assert status["models"]["callback"]["batches"] == 6  # 0; 1 to 4; 1 and 2; 3 and 4; 3; 4
+            assert status["groups"][0]["queue"] == status["in_flight"] == 0
+
+    serve(test)
+
+
+def test_lengths_are_merged_and_cut_apart_again() -> None:
+    def double(x: jax.Array) -> dict[str, jax.Array]:
+        return {"twice": 2 * x, "sum": x.sum(1)}
+
+    async def test() -> None:
+        spec = {"x": TensorSpec(("batch", "length"), "float32")}
+        model = Model.from_function("double", double, inputs=spec, batch_sizes=(1, 4), buckets={"length": (4, 8)})
+        async with Engine([model], devices=jax.devices()[:1]) as engine:
+            shapes = [(1, 3), (1, 8), (2, 4), (1, 5), (1, 1)]
+            inputs = [np.full(shape, number + 1, np.float32) for number, shape in enumerate(shapes)]
+            answers = await asyncio.gather(*(engine.infer("double", {"x": x}) for x in inputs))
+            for x, answer in zip(inputs, answers, strict=True):
+                np.testing.assert_array_equal(answer["twice"], 2 * x)
+                np.testing.assert_array_equal(answer["sum"], x.sum(1))
 
     serve(test)
 

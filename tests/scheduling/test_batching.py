@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling import Admitted, Latencies, Scheduler
-from jaxserve.scheduling.latencies import buckets_of_batches
+from jaxserve.scheduling import ALONE, Admitted, Grid, Latencies, Scheduler
+from jaxserve.scheduling.batch import MOST_PASSED
 from jaxserve.simulator import Reference, StageTime, as_profiled
 
 SIZES = (1, 2, 4)
@@ -22,9 +22,10 @@ def scheduler(
     latency_s: Latencies = SAVES, *, max_batch: int = 4, overhead_s: float = 0.0, sizes: Sequence[int] | None = SIZES
 ) -> Scheduler:
     """One group that holds "m" with these buckets, and "n" which takes a second on each stage and is never merged."""
-    made = Scheduler(max_batch=max_batch, overhead_s=overhead_s)
+    made = Scheduler(overhead_s=overhead_s)
     group = made.add_group(len(latency_s[0]))
-    made.place(group, "m", latency_s, None if sizes is None else sizes[: len(latency_s)])
+    grid = ALONE if sizes is None else Grid(sizes[: len(latency_s)], max_batch=max_batch)
+    made.place(group, "m", latency_s, grid)
     made.place(group, "n", ((1.0,) * len(latency_s[0]),))
     return made
 
@@ -91,14 +92,14 @@ BUSY = ("m", 0.0, inf)  # runs from 0 to 1
             SAVES,
             [("m", 0.25, inf), ("n", 0.25, inf), ("m", 0.25, inf), ("m", 0.25, inf)],
             [2.5, 3.5, 2.5, 2.5],
-            id="the oldest batch is joined",
+            id="a batch in which there is room is joined",
         ),
         pytest.param(
             # the second is appended because of the first; the third can join only the second
             SAVES,
             [("m", 0.25, 1.75), ("m", 0.25, inf), ("m", 0.5, inf)],
             [2.0, 3.25, 3.25],
-            id="the oldest that may be",
+            id="one that may be",
         ),
         pytest.param(
             # 1 on stage 0 from 1 to 2.5, on stage 1 from 3 to 5.5; appended the second would end at 7
@@ -141,17 +142,23 @@ def test_overhead_counts_against_the_deadlines_of_others() -> None:
 @pytest.mark.parametrize(
     ("sizes", "max_batch", "buckets"),
     [
-        ((1, 2, 4), 4, (0, 1, 2, 2)),
-        ((1, 2, 4), 3, (0, 1)),
-        ((1, 2, 4), 1, (0,)),
-        ((1, 8), 8, (0, 1, 1, 1, 1, 1, 1, 1)),
-        (None, 8, ()),
+        ((1, 2, 4), 4, [0, 1, 2, 2]),
+        ((1, 2, 4), 3, [0, 1]),
+        ((1, 2, 4), 1, [0]),
+        ((1, 8), 8, [0, 1, 1, 1, 1, 1, 1, 1]),
+        ((2, 4), 1, []),
     ],
 )
-def test_the_smallest_bucket_that_holds_them(
-    sizes: tuple[int, ...] | None, max_batch: int, buckets: tuple[int, ...]
-) -> None:
-    assert buckets_of_batches(sizes, max_batch) == buckets
+def test_the_smallest_bucket_that_holds_them(sizes: tuple[int, ...], max_batch: int, buckets: list[int]) -> None:
+    grid = Grid(sizes, max_batch=max_batch)
+    assert [grid.holding(rows, 0) for rows in range(1, grid.most_rows + 1)] == buckets
+
+
+def test_a_bucket_holds_the_largest_of_each_dimension() -> None:
+    grid = Grid((1, 2), (3, 2), max_batch=2)
+    assert [grid.cell(bucket) for bucket in (0, 5, 6, 11)] == [0, 5, 0, 5]
+    assert grid.united(1, 4) == 5  # of (0, 1) and (2, 0): (2, 1)
+    assert grid.holding(2, 5) == 11
 
 
 def four_with_three_merged(latency_s: Latencies = SAVES) -> Scheduler:
@@ -224,11 +231,27 @@ def test_members_expire_each_at_its_own_deadline() -> None:
     assert made.next_deadline_s == 4.0
 
 
-def test_a_model_that_raises_fails_all_members() -> None:
-    made = four_with_three_merged()
+def test_a_batch_that_fails_is_split_until_one_fails_alone() -> None:
+    made = four_with_three_merged(((1.0, 1.0), (1.25, 1.25), (1.5, 1.5)))
+    submit(made, 4, 0.0, model="n")
     made.stage_done(0, 0, 0, now_s=1.0)
-    step = made.stage_done(0, 0, 1, now_s=2.5, failed=True)
-    assert step.outcomes == [Failed(id=number, group=0, reason=FailReason.MODEL) for number in (1, 2, 3)]
+    made.stage_done(0, 1, 0, now_s=2.0)
+    assert made.stage_done(0, 0, 1, now_s=2.5).begins == [(1, 1), (0, 4)]
+    step = made.stage_done(0, 1, 1, now_s=4.0, failed=True)
+    assert (step.outcomes, step.begins) == ([], [])  # stage 0 is not free
+    assert [member.id for member in made.groups[0].batch(2).members] == [2, 3]
+    assert made.stage_done(0, 0, 4, now_s=4.0).begins == [(1, 4), (0, 1)]
+    assert made.groups[0].queue_length == 2
+    assert made.stage_done(0, 1, 4, now_s=5.0).outcomes == [Done(id=4, group=0, finish_s=5.0)]
+    assert made.stage_done(0, 0, 1, now_s=5.0).begins == [(1, 1), (0, 2)]
+    made.stage_done(0, 1, 1, now_s=6.0)
+    assert made.stage_done(0, 0, 2, now_s=6.25, failed=True).begins == [(0, 2)]
+    step = made.stage_done(0, 0, 2, now_s=7.25, failed=True)
+    assert step.outcomes == [Failed(id=2, group=0, reason=FailReason.MODEL)]
+    assert step.begins == [(0, 3)]
+    made.stage_done(0, 0, 3, now_s=8.25)
+    assert made.stage_done(0, 1, 3, now_s=9.25).outcomes == [Done(id=3, group=0, finish_s=9.25)]
+    assert (made.in_flight, made.groups[0].queue_length, made.groups[0].is_idle) == ((), 0, True)
 
 
 def test_a_lost_group_fails_all_members() -> None:
@@ -247,19 +270,76 @@ def test_estimates_are_of_the_bucket_that_ran() -> None:
     assert submit(made, 5, 10.0) == Admitted(0, 11.0 + 1.25 * 1.25, False)
 
 
-def test_requests_that_fill_a_larger_bucket_are_not_merged() -> None:
+def test_requests_of_several_rows_are_merged_too() -> None:
     made = scheduler()
     submit(made, 0, 0.0)
-    large = [Request(id=number, model="m", arrival_s=0.0, bucket=1) for number in (1, 2)]
-    assert [made.submit(request, now_s=0.0) for request in large] == [Admitted(0, 2.25, False), Admitted(0, 3.5, False)]
-    assert submit(made, 3, 0.0) == Admitted(0, 4.5, False)
+    pairs = [Request(id=number, model="m", arrival_s=0.0, bucket=1, rows=2) for number in (1, 2, 3)]
+    promised = [made.submit(request, now_s=0.0) for request in pairs]
+    assert promised == [Admitted(0, 2.25, False), Admitted(0, 2.5, False), Admitted(0, 3.75, False)]
+    assert submit(made, 4, 0.0) == Admitted(0, 4.0, False)
+    made.cancel(3)
+    assert made.groups[0].batch(3).bucket == 0
+
+
+def test_one_that_is_larger_than_a_batch_may_be_runs_by_itself() -> None:
+    made = scheduler(max_batch=2)
+    submit(made, 0, 0.0)
+    assert made.submit(Request(id=1, model="m", arrival_s=0.0, bucket=2, rows=3), now_s=0.0) == Admitted(0, 2.5, False)
+    assert submit(made, 2, 0.0) == Admitted(0, 3.5, False)
+
+
+def lengths(*seconds: float) -> Scheduler:
+    """A group that is busy until 1 and holds "m" with batches of 1 and 2 in these seconds, at two lengths each."""
+    made = Scheduler()
+    group = made.add_group(1)
+    made.place(group, "busy", ((1.0,),))
+    made.place(group, "m", tuple((latency_s,) for latency_s in seconds), Grid((1, 2), (2,), max_batch=2))
+    submit(made, 0, 0.0, model="busy")
+    return made
+
+
+def of_length(made: Scheduler, number: int, cell: int, slo_s: float = inf) -> Admitted | Rejected:
+    return made.submit(Request(id=number, model="m", arrival_s=0.0, bucket=cell, slo_s=slo_s), now_s=0.0)
+
+
+def test_a_long_request_joins_the_batch_that_wastes_least() -> None:
+    made = lengths(1.0, 2.0, 1.25, 2.25)
+    assert of_length(made, 1, 0) == Admitted(0, 2.0, False)
+    assert submit(made, 2, 0.0, model="busy") == Admitted(0, 3.0, False)
+    assert of_length(made, 3, 1, slo_s=3.0) == Rejected(id=3, predicted_finish_s=5.0)
+    assert of_length(made, 4, 1) == Admitted(0, 3.25, False)  # padding request 1 to its length costs 1.25, not 2
+    made = lengths(1.0, 2.0, 1.25, 3.5)
+    of_length(made, 1, 0)
+    assert of_length(made, 2, 1) == Admitted(0, 4.0, False)  # padding it would cost 2.5
+    assert of_length(made, 3, 0) == Admitted(0, 2.25, False)
+    assert [made.groups[0].batch(number).bucket for number in (1, 2)] == [2, 1]
+
+
+def test_the_cell_shrinks_when_the_longest_leaves() -> None:
+    made = lengths(1.0, 2.0, 1.25, 2.25)
+    of_length(made, 1, 0)
+    of_length(made, 2, 1)
+    made.cancel(2)
+    assert made.groups[0].batch(1).bucket == 0
+
+
+def test_a_join_passes_no_more_batches_than_are_allowed() -> None:
+    latency_s = ((1.0,), (1.0,), (1.0,))
+    made = scheduler(latency_s)
+    submit(made, 0, 0.0)
+    submit(made, 1, 0.0)
+    for number in range(2, MOST_PASSED + 1):
+        submit(made, number, 0.0, model="n")
+    assert submit(made, 100, 0.0) == Admitted(0, 2.0, False)  # it is the last of these
+    submit(made, 101, 0.0, model="n")
+    assert submit(made, 102, 0.0) == Admitted(0, MOST_PASSED + 3.0, False)
 
 
 def test_a_model_placed_anew_is_not_merged_with_what_it_was() -> None:
     made = scheduler()
     submit(made, 0, 0.0)
     submit(made, 1, 0.0)
-    made.place(0, "m", ((1.0,), (1.0,)), (1, 2))
+    made.place(0, "m", ((1.0,), (1.0,)), Grid((1, 2), max_batch=4))
     assert submit(made, 2, 0.0) == Admitted(0, 3.0, False)
     assert submit(made, 3, 0.0) == Admitted(0, 3.0, False)
 
@@ -278,11 +358,11 @@ class Case:
     overhead_s: float
 
     def scheduler(self) -> Scheduler:
-        made = Scheduler(max_batch=self.max_batch, overhead_s=self.overhead_s)
+        made = Scheduler(overhead_s=self.overhead_s)
         for stages in self.stages:
             made.add_group(stages)
         for (group, model), latency_s in self.latencies.items():
-            made.place(group, model, latency_s, SIZES)
+            made.place(group, model, latency_s, Grid(SIZES, max_batch=self.max_batch))
         return made
 
     def driver(self, made: Scheduler, stage_time: StageTime = as_profiled) -> Reference:
@@ -353,20 +433,26 @@ class Plan:
         can_append = self.all_in_time(appended[-1:], self.work_out(appended)[-1:], case)
         append_s = self.work_out(appended)[-1][1][-1]
         begun = [begins_s <= request.arrival_s for begins_s, _ in self.work_out(self.batches)]
+        found: list[tuple[float, int]] = [(append_s, -1)] if can_append else []
         for index, (members, _) in enumerate(self.batches):
             together = len(members) + 1
             if begun[index] or members[0].model != request.model or together > usable[-1]:
                 continue
-            bucket = next(bucket for bucket, size in enumerate(SIZES) if size >= together)
-            joined = [*self.batches[:index], ([*members, request], latency_s[bucket]), *self.batches[index + 1 :]]
+            joined = self.joined(index, request, latency_s)
             times = self.work_out(joined)
-            feasible = self.all_in_time(joined[index:], times[index:], case)
-            if feasible and (not can_append or times[-1][1][-1] < append_s):
-                self.batches = joined
-                return True
-        if can_append:
-            self.batches = appended
-        return can_append
+            if self.all_in_time(joined[index:], times[index:], case):
+                found.append((times[-1][1][-1], index))
+        if found:
+            _, best = min(found)
+            self.batches = appended if best < 0 else self.joined(best, request, latency_s)
+        return bool(found)
+
+    def joined(
+        self, index: int, request: Request, latency_s: Latencies
+    ) -> list[tuple[list[Request], tuple[float, ...]]]:
+        members, _ = self.batches[index]
+        bucket = next(bucket for bucket, size in enumerate(SIZES) if size > len(members))
+        return [*self.batches[:index], ([*members, request], latency_s[bucket]), *self.batches[index + 1 :]]
 
     @staticmethod
     def all_in_time(
@@ -403,7 +489,7 @@ def test_decisions_and_finishes_are_those_of_the_rule_to_the_last_bit(case: Case
             assert taken == (request.id not in driver.answers)
         for state in made.groups:
             clocks = list(state.clocks(request.arrival_s))
-            state._stale = True
+            state._error_s = inf
             assert state.clocks(request.arrival_s) == clocks
     driver.drain()
     expected = {number: finish_s for plan in plans for number, finish_s in plan.finish_s(case).items()}
@@ -462,8 +548,9 @@ def test_everyone_is_answered_once_whatever_happens(
     raises: frozenset[tuple[int, int]],
     lost: list[tuple[float, int]],
 ) -> None:
-    def stage_time(request: Request, group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
-        return profiled_s * stretch[(request.id + stage) % len(stretch)], (request.id, stage) in raises
+    def stage_time(requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
+        takes_s = profiled_s * stretch[(requests[0].id + stage) % len(stretch)]
+        return takes_s, any((request.id, stage) in raises for request in requests)
 
     made = case.scheduler()
     driver = case.driver(made, stage_time)

@@ -83,8 +83,8 @@ def test_a_late_stage_moves_the_predictions_behind_it() -> None:
     submit(made, 1)
     assert submit(made, 2, arrival_s=1.5) == Admitted(0, 3.5, False)  # 0 is overdue: it may end now, no sooner
     made.stage_done(0, 0, 0, now_s=2.0)
-    # 1 and 2 are expected to take a second each, as when they arrived; 3 a quarter more, by what 0 has shown
-    assert submit(made, 3, arrival_s=2.0) == Admitted(0, 5.25, False)
+    # 1, 2 and 3 are expected to take a quarter more than when they arrived, by what 0 has shown
+    assert submit(made, 3, arrival_s=2.0) == Admitted(0, 5.75, False)
 
 
 def test_an_early_stage_too() -> None:

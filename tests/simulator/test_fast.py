@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, FleetModel, Group, ParallelConfig, Placement, Profiles
 from jaxserve.scheduling import DISPATCHES, alpaserve
+from jaxserve.scheduling.batch import MOST_PASSED
 from jaxserve.simulator import FleetTables, Scorer, Shape, SimulationResult, Traffic, loop, simulate
 from jaxserve.simulator.simulate import SERVED
 from jaxserve.workload import Workload
@@ -89,6 +90,31 @@ def test_many_wait(engine: str) -> None:
     np.testing.assert_array_equal(result.finish_s[:4], [1.5, 2.75, 2.75, 4.0])
     np.testing.assert_array_equal(result.finish_s, np.sort(result.finish_s))
     assert result.to_json()["per_group"][0]["requests"] == 60
+
+
+def test_a_queue_of_more_batches_than_a_join_may_pass() -> None:
+    generator = np.random.default_rng(0)
+    case = one_group((1.0, 0.5), (1.25, 0.5), (1.5, 0.75), (1.5, 1.0), arrival_s=[], max_batch=4)
+    names = tuple("mnopq")
+    requests = 600
+    (group,) = case.placement.groups
+    case = dataclasses.replace(
+        case,
+        fleet=dataclasses.replace(
+            case.fleet, models=tuple(FleetModel(name=name, profile="p", slo_s=1.0) for name in names)
+        ),
+        placement=Placement(groups=(dataclasses.replace(group, models=names),)),
+        workload=Workload(
+            arrival_s=np.sort(generator.choice(np.arange(0.0, 100.0, 0.25), requests)),
+            model=generator.integers(0, 5, requests).astype(np.int32),
+            model_names=names,
+            slo_s=generator.choice([70.0, 100.0, np.inf], requests),
+        ),
+    )
+    fast, reference = run(case, "fast"), run(case, "reference")
+    np.testing.assert_array_equal(fast.finish_s, reference.finish_s)
+    waited_s = np.nanmax(fast.finish_s - case.workload.arrival_s)
+    assert waited_s > MOST_PASSED * 1.5, "no queue was ever so long"
 
 
 def test_a_dispatch_that_only_the_reference_knows(monkeypatch: pytest.MonkeyPatch) -> None:
