@@ -105,7 +105,7 @@ class Engine:
         placement: Placement | None = None,
         devices: Sequence[Any] | None = None,
         cluster: Cluster | None = None,
-        dispatch: str = "alpaserve",
+        dispatch: str = "earliest-finish",
         overhead_s: float = 0.0,
         max_batch: int | None = None,
         progress: Callable[[str], None] | None = None,

@@ -13,7 +13,8 @@ _WINDOW = 2048
 class ModelMetrics:
     """Counters of one model since it was loaded, and the latencies of its latest answers.
 
-    `batches` counts how often its first stage began: the fewer for as many requests, the more of them ran as one. A request ends in one of `served`, `refused`, `expired`, `failed`, `cancelled`; `invalid` ones were never requests.
+    `batches` counts how often its first stage began: the fewer for as many requests, the more of them ran as one. A
+    request ends in one of `served`, `refused`, `expired`, `failed`, `cancelled`; `invalid` ones were never requests.
     """
 
     requests: int = 0

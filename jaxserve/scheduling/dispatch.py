@@ -1,14 +1,20 @@
-"""Which group gets a request, among those that hold its model."""
+"""Which group gets a request, among those that hold its model.
+
+Groups of one shape are alike, and then both rules choose nearly the same. Where a model is on groups of different
+shapes they do not: a busy group of four devices may be done sooner than a free one of a single device. bench/choice.py
+compares them; by it `earliest-finish` is the engine's default.
+"""
 
 from collections.abc import Callable, Sequence
 
+from jaxserve.request import Request
 from jaxserve.scheduling.replica import Replica
 
-Dispatch = Callable[[Sequence[Replica], float], Replica]
-"""Chooses among one or more replicas, in order of group, at a time in seconds."""
+Dispatch = Callable[[Sequence[Replica], Request, float], Replica]
+"""Chooses for a request among one or more replicas, in order of group, at a time in seconds."""
 
 
-def alpaserve(replicas: Sequence[Replica], now_s: float) -> Replica:
+def alpaserve(replicas: Sequence[Replica], request: Request, now_s: float) -> Replica:
     """The group whose last stage is free earliest; the lowest index on a tie.
 
     What AlpaServe's controller and simulator do (OSDI'23, section 4.3: the group with the shortest queue).
@@ -22,4 +28,9 @@ def alpaserve(replicas: Sequence[Replica], now_s: float) -> Replica:
     return best
 
 
-DISPATCHES: dict[str, Dispatch] = {"alpaserve": alpaserve}
+def earliest_finish(replicas: Sequence[Replica], request: Request, now_s: float) -> Replica:
+    """The group that would have finished it earliest, behind all that it holds; the lowest index on a tie."""
+    return min(replicas, key=lambda replica: replica.finish_s(request, now_s))
+
+
+DISPATCHES: dict[str, Dispatch] = {"alpaserve": alpaserve, "earliest-finish": earliest_finish}

@@ -6,6 +6,8 @@ time that is over, would refuse every request, and nothing would ever be observe
 
 import dataclasses
 
+from jaxserve.request import Request
+from jaxserve.scheduling.batch import clocks_after
 from jaxserve.scheduling.group import GroupState
 from jaxserve.scheduling.latencies import StageLatencies
 
@@ -28,3 +30,7 @@ class Replica:
         """What each stage is expected to take for a request that arrives now and runs by itself."""
         latencies = self.latencies
         return latencies.profiled[bucket] if self.state.is_idle else latencies.estimated[bucket]
+
+    def finish_s(self, request: Request, now_s: float) -> float:
+        """When a request that arrives now is expected to leave the last stage, behind all that the group holds."""
+        return clocks_after(self.state.clocks(now_s), self.latency_s(request.bucket), now_s)[-1]

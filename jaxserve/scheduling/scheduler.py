@@ -104,7 +104,7 @@ class Scheduler:
         holders = self._open.get(request.model)
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf)
-        replica = holders[0] if len(holders) == 1 else self._dispatch(holders, now_s)
+        replica = holders[0] if len(holders) == 1 else self._dispatch(holders, request, now_s)
         group, latencies = replica.state, replica.latencies
         latency_s = replica.latency_s(request.bucket)
         ahead = clocks_after(group.clocks(now_s), latency_s, now_s)

@@ -40,13 +40,19 @@ import numpy as np
 from jaxserve.scheduling.batch import MOST_PASSED
 from jaxserve.simulator.loop import compiled, depths, replicas
 
+DISPATCHES = ("alpaserve", "earliest-finish")
+"""Those of scheduling/dispatch.py that are compiled."""
+ALPASERVE, EARLIEST_FINISH = range(2)
 NOBODY = np.uint32(0xFFFFFFFF)
 ONE = np.uint32(1)
 
 
 @compiled
-def run(traffic, tables, placed, overhead_s, served, chosen, finish_s, group_of, busy_s):
-    """Counts what is `served` [M] in time and for whom a group was `chosen` [G]; returns the sum of latencies."""
+def run(traffic, tables, placed, dispatch, overhead_s, served, chosen, finish_s, group_of, busy_s):
+    """Runs a workload, where `dispatch` is an index of `DISPATCHES`.
+
+    Counts what is `served` [M] in time and for whom a group was `chosen` [G]; returns the sum of latencies.
+    """
     arrival_s, slo_s, model = traffic
     latency_s, size_of, stages, sizes, most_stages = tables
     config, held = placed
@@ -81,6 +87,9 @@ def run(traffic, tables, placed, overhead_s, served, chosen, finish_s, group_of,
             for r in range(starts[m], starts[m + ONE]):
                 other = group[r]
                 other_s = last_s[other]
+                if dispatch == EARLIEST_FINISH:
+                    _follow(clocks_s, tail[other], alone, latency_s, offset[r], depth[other], now_s)
+                    other_s = clocks_s[alone, depth[other] - np.uint64(1)]
                 sooner = other_s < free_s
                 g = other if sooner else g
                 best = r if sooner else best

@@ -75,13 +75,14 @@ class ByReference:
 
 
 class ByLoop:
-    """Runs the compiled loop, which decides by dispatch `alpaserve`.
+    """Runs the compiled loop.
 
     Args:
         workload: of which parts are run.
         placed: names of the models that some group holds.
         fleet: has these models.
         profiles: have what their groups run by.
+        dispatch: chooses a group, by name: one of `batches.DISPATCHES`.
         overhead_s: added to every finish.
         max_batch: the largest batch.
     """
@@ -93,6 +94,7 @@ class ByLoop:
         *,
         fleet: Fleet,
         profiles: Profiles,
+        dispatch: str,
         overhead_s: float,
         max_batch: int,
     ) -> None:
@@ -101,6 +103,7 @@ class ByLoop:
         self._tables = FleetTables.of(self._fleet, profiles, max_batch=max_batch)
         self._workload = workload
         self._model = fleet_index(workload, self._fleet)
+        self._dispatch = batches.DISPATCHES.index(dispatch)
         self._overhead_s = overhead_s
 
     def run(self, groups: Sequence[Group], rows: Sequence[Rows], first: int, finish_s: Floats, group: Ints) -> Floats:
@@ -114,7 +117,7 @@ class ByLoop:
         known_finish_s, known_group = np.full(len(known), np.nan), np.full(len(known), -1, np.int32)
         busy_s = np.zeros(len(groups))
         batches.run(
-            traffic, self._tables.with_batches, (config, held.reshape(len(groups), -1)), self._overhead_s,
+            traffic, self._tables.with_batches, (config, held.reshape(len(groups), -1)), self._dispatch, self._overhead_s,
             served, chosen, known_finish_s, known_group, busy_s,
         )  # fmt: skip
         finish_s[known - first], group[known - first] = known_finish_s, known_group

@@ -88,8 +88,9 @@ class Scorer:
         if self.tables.has_batches:
             no_finish, no_group, busy_s = np.empty(0), np.empty(0, np.int32), np.zeros(len(chosen))
             latency_s = batches.run(
-                self._traffic, self._tables, placed, self.overhead_s, served, chosen, no_finish, no_group, busy_s
-            )
+                self._traffic, self._tables, placed, batches.ALPASERVE, self.overhead_s, served, chosen,
+                no_finish, no_group, busy_s,
+            )  # fmt: skip
         else:
             latency_s = loop.score(*self._traffic, *self._tables, *placed, self.overhead_s, served, chosen)
         return Score(requests=self.traffic.requests, served=served, chosen=chosen, latency_s=latency_s)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, Placement, Profiles, Segment
 from jaxserve.scheduling import DISPATCHES
+from jaxserve.simulator import batches
 from jaxserve.simulator.engines import ByLoop, ByReference, Engine
 from jaxserve.simulator.rows import rows_of
 from jaxserve.workload import Workload
@@ -106,15 +107,25 @@ def simulate(
         raise ConfigError(f"max_batch is {max_batch}, but must be at least 1; at 1 no requests are merged")
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}, but must be one of {', '.join(ENGINES)}")
-    if engine == "fast" and dispatch != "alpaserve":
-        raise ConfigError(f"engine 'fast' decides by dispatch 'alpaserve' only; for {dispatch!r} choose 'reference'")
+    if engine == "fast" and dispatch not in batches.DISPATCHES:
+        raise ConfigError(
+            f"engine 'fast' has dispatch {', '.join(batches.DISPATCHES)} only; for {dispatch!r} choose 'reference'"
+        )
     began_s = time.perf_counter()
     segments = placement.segments or (Segment(start_s=0.0, groups=placement.groups),)
     rows = [rows_of(segment.groups, fleet=fleet, profiles=profiles, max_batch=max_batch) for segment in segments]
     by_engine: Engine
     if engine == "fast":
         placed = {name for segment in segments for group in segment.groups for name in group.models}
-        by_engine = ByLoop(workload, placed, fleet=fleet, profiles=profiles, overhead_s=overhead_s, max_batch=max_batch)
+        by_engine = ByLoop(
+            workload,
+            placed,
+            fleet=fleet,
+            profiles=profiles,
+            dispatch=dispatch,
+            overhead_s=overhead_s,
+            max_batch=max_batch,
+        )
     else:
         by_engine = ByReference(workload, dispatch=DISPATCHES[dispatch], overhead_s=overhead_s, max_batch=max_batch)
     finish_s = np.full(len(workload), np.nan)

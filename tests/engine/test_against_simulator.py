@@ -24,7 +24,7 @@ from jaxserve.errors import (
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement, Profile, Profiles
 from jaxserve.request import Done, FailReason, Outcome, Rejected, Request
-from jaxserve.scheduling import Grid, Scheduler
+from jaxserve.scheduling import DISPATCHES, Grid, Scheduler
 from jaxserve.simulator import Answer, Reference
 from tests.jumping_loop import run, until
 
@@ -66,6 +66,7 @@ class Case:
     lost: tuple[tuple[float, int], ...]  # (time, group)
     overhead_s: float
     max_batch: int
+    dispatch: str
 
     def stage_time(self, requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
         stretch = self.stretch[(requests[0].id + stage) % len(self.stretch)]
@@ -113,6 +114,7 @@ def cases(draw: st.DrawFn) -> Case:
         lost=tuple(draw(st.lists(st.tuples(TIMES, st.integers(0, len(groups) - 1)), max_size=1))),
         overhead_s=draw(st.sampled_from((0.0, 0.011))),
         max_batch=draw(st.sampled_from((4, 1, 2))),
+        dispatch=draw(st.sampled_from(sorted(DISPATCHES))),
     )
 
 
@@ -144,7 +146,7 @@ def _calls(draw: st.DrawFn) -> Call:
 
 
 def by_reference(case: Case) -> dict[int, Answer]:
-    scheduler = Scheduler(overhead_s=case.overhead_s)
+    scheduler = Scheduler(dispatch=DISPATCHES[case.dispatch], overhead_s=case.overhead_s)
     latencies: dict[tuple[int, str], Any] = {}
     for group in case.groups:
         index = scheduler.add_group(group.inter_op)
@@ -186,6 +188,7 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
         clock=loop.time,
         overhead_s=case.overhead_s,
         max_batch=case.max_batch,
+        dispatch=case.dispatch,
     )
     async with engine:
         answered = asyncio.Event()

@@ -377,7 +377,7 @@ def test_a_refused_call_keeps_nothing_alive() -> None:
             try:
                 with pytest.raises(DeadlineRefused):
                     await engine.infer("m", {"x": X}, deadline_s=0.1)
-                assert not [each for each in gc.get_objects() if isinstance(each, DeadlineRefused)]
+                assert not [each for each in gc.get_objects() if type(each) is DeadlineRefused]
             finally:
                 gc.enable()
 

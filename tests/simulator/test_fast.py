@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, FleetModel, Group, ParallelConfig, Placement, Profiles
@@ -20,14 +21,15 @@ from jaxserve.workload import Workload
 from tests.simulator.cases import Case, cases, row
 
 
-def run(case: Case, engine: str) -> SimulationResult:
-    return simulate(**{field.name: getattr(case, field.name) for field in dataclasses.fields(case)}, engine=engine)
+def run(case: Case, engine: str, dispatch: str = "alpaserve") -> SimulationResult:
+    options = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
+    return simulate(**options, engine=engine, dispatch=dispatch)
 
 
-@settings(deadline=None, max_examples=400)
-@given(cases())
-def test_equals_the_reference(case: Case) -> None:
-    fast, reference = run(case, "fast"), run(case, "reference")
+@settings(deadline=None, max_examples=600)
+@given(cases(), st.sampled_from(sorted(DISPATCHES)))
+def test_equals_the_reference(case: Case, dispatch: str) -> None:
+    fast, reference = run(case, "fast", dispatch), run(case, "reference", dispatch)
     np.testing.assert_array_equal(fast.outcome, reference.outcome)
     np.testing.assert_array_equal(fast.finish_s, reference.finish_s)
     np.testing.assert_array_equal(fast.group, reference.group)
@@ -121,7 +123,7 @@ def test_a_dispatch_that_only_the_reference_knows(monkeypatch: pytest.MonkeyPatc
     case = one_group((1.0,), arrival_s=[0.0])
     monkeypatch.setitem(DISPATCHES, "mine", alpaserve)
     options = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
-    with pytest.raises(ConfigError, match="'fast' decides by dispatch 'alpaserve' only; for 'mine' choose 'reference'"):
+    with pytest.raises(ConfigError, match="'fast' has dispatch .* only; for 'mine' choose 'reference'"):
         simulate(**options, dispatch="mine")
     assert simulate(**options, dispatch="mine", engine="reference").finish_s == [1.0]
 
