@@ -46,6 +46,7 @@ from jaxserve.errors import (
     ModelError,
     ModelNotFound,
     PlacementError,
+    QueueFull,
     RequestCancelled,
     model_failed,
     not_readable,
@@ -91,6 +92,7 @@ class Engine:
         overhead_s: added to every predicted finish.
         max_batch: requests of one model that wait on one group are merged into batches of up to so many rows, where
             that keeps every deadline; by default up to the model's largest batch size, 1 for never.
+        max_queue: how many requests may wait for a group, and how many for pre-processing; more are refused.
         progress: told in a few words what is being loaded; may be called from other threads.
         clock: seconds, monotonic.
 
@@ -108,6 +110,7 @@ class Engine:
         dispatch: str = "earliest-finish",
         overhead_s: float = 0.0,
         max_batch: int | None = None,
+        max_queue: int = 10_000,
         progress: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -115,8 +118,9 @@ class Engine:
             raise ConfigError(f"dispatch is {dispatch!r}, but must be one of {', '.join(DISPATCHES)}")
         if not 0 <= overhead_s < math.inf:
             raise ConfigError(f"overhead_s is {overhead_s}, but must be finite and not negative")
-        if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
-            raise ConfigError(f"max_batch is {max_batch!r}, but must be a whole number of at least 1")
+        for name, value in (("max_batch", max_batch), ("max_queue", max_queue)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1")
         if isinstance(models, Model):
             raise ConfigError("models is one model, but must be a list of them: Engine([model])")
         models = list(models)
@@ -139,7 +143,8 @@ class Engine:
                 f"the cluster has {len(self._cluster.stages)} groups, but the placement has {len(placement.groups)}"
             )
         self._clock = clock
-        self._scheduler = Scheduler(dispatch=DISPATCHES[dispatch], overhead_s=overhead_s)
+        self._scheduler = Scheduler(dispatch=DISPATCHES[dispatch], overhead_s=overhead_s, max_queue=max_queue)
+        self._max_queue = max_queue
         self._group_metrics: list[GroupMetrics] = []
         for stages in (*self._cluster.stages, 1):  # the last one is for models that need no device
             self._scheduler.add_group(stages)
@@ -152,6 +157,7 @@ class Engine:
         self._latency_s: dict[str, float] = {}
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
+        self._preparing = 0  # requests that are in the pool or wait for it
         self._accepting = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = math.inf
@@ -302,7 +308,8 @@ class Engine:
 
         Raises:
             ModelNotFound, InvalidInput: the call is wrong.
-            DeadlineRefused: it could not have been in time; says when it would have finished.
+            DeadlineRefused: it could not have been in time; says when it would have finished, and when to try again.
+            QueueFull: too many wait already; says when to try again.
             DeadlineExceeded: it was admitted, but was not in time.
             ModelFailed: the model raised.
             GroupFailed: its group was lost.
@@ -371,6 +378,7 @@ class Engine:
         model, metrics = pending.model, self._metrics[pending.model.name]
 
         def prepared(work: asyncio.Future[_Prepared]) -> None:
+            self._preparing -= 1
             if work.cancelled():
                 return  # settled before
             error = work.exception()
@@ -392,8 +400,13 @@ class Engine:
         self._pending[ticket] = pending
         if self._latency_s[model.name] > pending.slo_s:  # refused without the pool: no group is that quick
             metrics.refused += 1
-            self._settle(ticket, too_late(self._latency_s[model.name], pending.slo_s))
+            self._settle(ticket, too_late(self._latency_s[model.name], pending.slo_s, math.inf))
             return -1
+        if self._preparing >= self._max_queue:
+            metrics.refused += 1
+            self._settle(ticket, QueueFull("too many requests wait for pre-processing; send less", retry_after_s=0.0))
+            return -1
+        self._preparing += 1
         if pending.slo_s < math.inf:
             pending.expiry = self._loop.call_later(pending.slo_s, self._expire_off_groups, ticket, "preprocessed")
         pending.preparation = self._loop.run_in_executor(self._threads(), _prepare, model, inputs)
@@ -681,7 +694,12 @@ def _fulfil(answer: "asyncio.Future[Outputs]", result: Outputs | InferenceError)
         answer.set_result(result)
 
 
-def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | GroupFailed:
+def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | QueueFull | GroupFailed:
+    if rejected.full:
+        return QueueFull(
+            f"as many requests wait as are allowed to; try again in {rejected.retry_after_s:.2g} s",
+            retry_after_s=rejected.retry_after_s,
+        )
     if rejected.predicted_finish_s == math.inf:
         return GroupFailed(f"no healthy group holds model {request.model!r} at present; try again later")
-    return too_late(rejected.predicted_finish_s - request.arrival_s, request.slo_s)
+    return too_late(rejected.predicted_finish_s - request.arrival_s, request.slo_s, rejected.retry_after_s)

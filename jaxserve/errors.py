@@ -10,6 +10,7 @@
     │   ├── ModelNotFound
     │   ├── InvalidInput
     │   ├── DeadlineRefused   refused on arrival: it could not have finished in time
+    │   ├── QueueFull         refused on arrival: too many wait already
     │   ├── DeadlineExceeded  admitted, but its deadline passed before it finished
     │   ├── RequestCancelled
     │   ├── GroupFailed       the mesh group could not run it
@@ -26,6 +27,7 @@ Inside the engine a refusal is a value (`jaxserve.request.Rejected`); it becomes
 Every `InferenceError` crosses the network as (code, message, details) and is rebuilt by `from_wire`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -89,6 +91,8 @@ class DeadlineRefused(InferenceError, TimeoutError):
     Attributes:
         predicted_finish_s: seconds from arrival to the predicted finish (infinite where no group holds the model).
         deadline_s: seconds from arrival to the deadline.
+        retry_after_s: seconds after which a request like it may be taken in, where nothing else arrives meanwhile;
+            infinite where even an idle group would be too slow.
     """
 
     code = "deadline_refused"
@@ -102,6 +106,26 @@ class DeadlineRefused(InferenceError, TimeoutError):
     def deadline_s(self) -> float:
         """Seconds from arrival to the deadline that was asked for."""
         return float(self.details["deadline_s"])
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds after which a request like it may be taken in."""
+        return float(self.details.get("retry_after_s", math.inf))
+
+
+class QueueFull(InferenceError):
+    """Refused on arrival: as many requests wait as are allowed to.
+
+    Attributes:
+        retry_after_s: seconds after which there is expected to be room.
+    """
+
+    code = "queue_full"
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds after which there is expected to be room."""
+        return float(self.details["retry_after_s"])
 
 
 class DeadlineExceeded(InferenceError, TimeoutError):
@@ -164,6 +188,7 @@ _BY_CODE: dict[str, type[InferenceError]] = {
         ModelNotFound,
         InvalidInput,
         DeadlineRefused,
+        QueueFull,
         DeadlineExceeded,
         RequestCancelled,
         GroupFailed,
@@ -198,13 +223,15 @@ def model_failed(model: str, error: BaseException) -> InferenceError:
     return failed
 
 
-def too_late(predicted_s: float, slo_s: float) -> DeadlineRefused:
+def too_late(predicted_s: float, slo_s: float, retry_after_s: float) -> DeadlineRefused:
     """What the caller of a request gets that would be answered after `predicted_s`, where `slo_s` are allowed."""
+    details: dict[str, Detail] = {"predicted_finish_s": predicted_s, "deadline_s": slo_s}
+    advice = "allow more time, or send less"
+    if retry_after_s < math.inf:
+        details["retry_after_s"] = retry_after_s
+        advice = f"allow more time, or try again in {retry_after_s:.2g} s"
     return DeadlineRefused(
-        f"would be answered after {predicted_s:.4g} s, but its deadline is {slo_s:.4g} s; "
-        f"allow more time, or send less",
-        predicted_finish_s=predicted_s,
-        deadline_s=slo_s,
+        f"would be answered after {predicted_s:.4g} s, but its deadline is {slo_s:.4g} s; {advice}", **details
     )
 
 

@@ -60,10 +60,20 @@ class Done:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Rejected:
-    """Refused on arrival: `predicted_finish_s` (engine clock; infinite where no group holds the model) was too late."""
+    """Refused on arrival.
+
+    Attributes:
+        id: of the request.
+        predicted_finish_s: engine clock when it would have been answered; infinite where no group holds the model.
+        retry_after_s: seconds after which another one like it may be taken in, where nothing else arrives meanwhile;
+            infinite where it would not be in time even on an idle group.
+        full: whether the queue was full; otherwise the finish was too late.
+    """
 
     id: int
     predicted_finish_s: float
+    retry_after_s: float = math.inf
+    full: bool = False
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

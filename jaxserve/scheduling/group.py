@@ -201,6 +201,11 @@ class GroupState:
         return not self._batches
 
     @property
+    def next_begin_s(self) -> float:
+        """When stage 0 is expected to begin what waits for it longest; ask for the clocks first."""
+        return self._ahead[0]
+
+    @property
     def in_flight(self) -> int:
         """Requests inside; a batch that runs though nobody waits for it counts as one."""
         return sum(len(batch.members) or 1 for batch in self._batches.values())

@@ -17,6 +17,7 @@ completions in order of group, then of request.
 import dataclasses
 import heapq
 import math
+import sys
 from collections.abc import Sequence
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
@@ -60,12 +61,16 @@ class Scheduler:
     Args:
         dispatch: chooses among the groups that hold a model.
         overhead_s: added to every predicted finish: what an answer costs beyond its stages.
+        max_queue: how many requests may wait for the first stage of a group; one more is rejected.
     """
 
-    def __init__(self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0) -> None:
+    def __init__(
+        self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0, max_queue: int = sys.maxsize
+    ) -> None:
         self.groups: list[GroupState] = []
         self._dispatch = dispatch
         self._overhead_s = overhead_s
+        self._max_queue = max_queue
         self._holders: dict[str, list[Replica]] = {}
         self._open: dict[str, list[Replica]] = {}  # of the holders, the healthy ones
         self._inside: dict[int, tuple[int, Batch]] = {}  # who is waited for, by id
@@ -109,6 +114,9 @@ class Scheduler:
         latency_s = replica.latency_s(request.bucket)
         ahead = clocks_after(group.clocks(now_s), latency_s, now_s)
         finish_s = ahead[-1] + self._overhead_s
+        if group.queue_length >= self._max_queue:
+            retry_after_s = max(0.0, group.next_begin_s - now_s)
+            return Rejected(id=request.id, predicted_finish_s=finish_s, retry_after_s=retry_after_s, full=True)
         late = finish_s - request.arrival_s > request.slo_s
         join = group.best_join(
             request,
@@ -123,7 +131,10 @@ class Scheduler:
             group.join(request, join)
             finish_s = join.clocks[0][-1] + self._overhead_s
         elif late:
-            return Rejected(id=request.id, predicted_finish_s=finish_s)
+            alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
+            late_s = finish_s - request.arrival_s - request.slo_s
+            retry_after_s = late_s if alone_s <= request.slo_s else math.inf
+            return Rejected(id=request.id, predicted_finish_s=finish_s, retry_after_s=retry_after_s)
         else:
             batch = Batch(request, [request], latencies, request.bucket, latency_s, ahead, request.rows)
             begins = group.append(batch, now_s)

@@ -24,6 +24,7 @@ from jaxserve.errors import (
     ModelFailed,
     ModelNotFound,
     PlacementError,
+    QueueFull,
 )
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement, Profile, Profiles, Segment
@@ -66,6 +67,7 @@ async def serving(
     groups: int = 1,
     stage_time: StageTime | None = None,
     max_batch: int | None = None,
+    max_queue: int = 100,
 ) -> AsyncIterator[tuple[Engine, EmulatedCluster]]:
     """An engine on emulated groups that all hold all models; at the end nothing may be left inside."""
     names = tuple(each.name for each in models)
@@ -76,7 +78,14 @@ async def serving(
     options = {} if stage_time is None else {"stage_time": stage_time}
     cluster = EmulatedCluster(placed, profiles(*stages), **options)
     clock = asyncio.get_running_loop().time
-    engine = Engine(models, placement=Placement(groups=placed), cluster=cluster, clock=clock, max_batch=max_batch)
+    engine = Engine(
+        models,
+        placement=Placement(groups=placed),
+        cluster=cluster,
+        clock=clock,
+        max_batch=max_batch,
+        max_queue=max_queue,
+    )
     async with engine:
         yield engine, cluster
     status = engine.status()
@@ -209,6 +218,19 @@ def test_an_exception_in_the_block_settles_everything_too() -> None:
         with pytest.raises(ZeroDivisionError):
             await fail()
         assert len(settled) == 1
+
+    run(main())
+
+
+def test_a_full_queue_is_told_with_when_to_try_again() -> None:
+    async def main() -> None:
+        async with serving(model(), max_batch=1, max_queue=1) as (engine, _):
+            calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(3)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(result) for result in results] == [dict, dict, QueueFull]
+            assert isinstance(results[2], QueueFull)
+            assert results[2].retry_after_s == 1.0
+            assert engine.status()["models"]["m"]["refused"] == 1
 
     run(main())
 

@@ -175,7 +175,9 @@ def test_a_join_begins_nothing_and_is_promised_the_end_of_its_batch() -> None:
     assert submit(made, 0, 0.0) == Admitted(0, 1.0, True)
     assert submit(made, 1, 0.0) == Admitted(0, 2.0, False)
     assert submit(made, 2, 0.0) == Admitted(0, 2.25, False)
-    assert submit(made, 3, 0.0, slo_s=2.0) == Rejected(id=3, predicted_finish_s=3.25)  # as if it were appended
+    assert submit(made, 3, 0.0, slo_s=2.0) == Rejected(
+        id=3, predicted_finish_s=3.25, retry_after_s=1.25
+    )  # as if it were appended
     assert (made.groups[0].queue_length, made.groups[0].in_flight) == (2, 3)
 
 
@@ -306,7 +308,7 @@ def test_a_long_request_joins_the_batch_that_wastes_least() -> None:
     made = lengths(1.0, 2.0, 1.25, 2.25)
     assert of_length(made, 1, 0) == Admitted(0, 2.0, False)
     assert submit(made, 2, 0.0, model="busy") == Admitted(0, 3.0, False)
-    assert of_length(made, 3, 1, slo_s=3.0) == Rejected(id=3, predicted_finish_s=5.0)
+    assert of_length(made, 3, 1, slo_s=3.0) == Rejected(id=3, predicted_finish_s=5.0, retry_after_s=2.0)
     assert of_length(made, 4, 1) == Admitted(0, 3.25, False)  # padding request 1 to its length costs 1.25, not 2
     made = lengths(1.0, 2.0, 1.25, 3.5)
     of_length(made, 1, 0)

@@ -42,7 +42,7 @@ def test_a_pipeline_begins_the_next_request_as_its_first_stage_frees() -> None:
 def test_a_request_that_would_be_late_is_rejected_and_leaves_no_trace() -> None:
     made = scheduler((1.0,), overhead_s=0.25)
     assert submit(made, 0, slo_s=1.25) == Admitted(0, 1.25, True)
-    assert submit(made, 1, slo_s=2.0) == Rejected(id=1, predicted_finish_s=2.25)
+    assert submit(made, 1, slo_s=2.0) == Rejected(id=1, predicted_finish_s=2.25, retry_after_s=0.25)
     assert submit(made, 2, slo_s=2.25) == Admitted(0, 2.25, False)
 
 
@@ -75,6 +75,30 @@ def test_a_request_cancelled_on_a_stage_goes_no_further() -> None:
     assert step.outcomes == []
     assert step.begins == [(0, 1)]
     assert made.groups[0].in_flight == 1
+
+
+def test_when_to_try_again() -> None:
+    made = scheduler((1.0,))
+    submit(made, 0)
+    rejected = submit(made, 1, slo_s=1.5)
+    assert isinstance(rejected, Rejected)
+    assert rejected.retry_after_s == 0.5
+    assert submit(made, 2, arrival_s=0.5, slo_s=1.5) == Admitted(0, 2.0, False)
+    assert submit(made, 3, slo_s=0.75) == Rejected(id=3, predicted_finish_s=3.0, retry_after_s=math.inf)
+
+
+def test_a_full_queue_takes_nobody_in_until_there_is_room() -> None:
+    made = Scheduler(max_queue=2)
+    made.place(made.add_group(1), "m", ((1.0,),))
+    for number in range(3):
+        submit(made, number)
+    rejected = submit(made, 3, arrival_s=0.25)
+    assert rejected == Rejected(id=3, predicted_finish_s=4.0, retry_after_s=0.75, full=True)
+    made.cancel(2)
+    assert submit(made, 4, arrival_s=0.5) == Admitted(0, 3.0, False)
+    assert isinstance(submit(made, 5, arrival_s=0.5), Rejected)
+    made.stage_done(0, 0, 0, now_s=1.0)
+    assert submit(made, 6, arrival_s=1.0) == Admitted(0, 4.0, False)
 
 
 def test_a_late_stage_moves_the_predictions_behind_it() -> None:

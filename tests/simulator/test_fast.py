@@ -123,7 +123,7 @@ def test_a_dispatch_that_only_the_reference_knows(monkeypatch: pytest.MonkeyPatc
     case = one_group((1.0,), arrival_s=[0.0])
     monkeypatch.setitem(DISPATCHES, "mine", alpaserve)
     options = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
-    with pytest.raises(ConfigError, match="'fast' has dispatch .* only; for 'mine' choose 'reference'"):
+    with pytest.raises(ConfigError, match=r"'fast' has dispatch .* only; for 'mine' choose 'reference'"):
         simulate(**options, dispatch="mine")
     assert simulate(**options, dispatch="mine", engine="reference").finish_s == [1.0]
 
