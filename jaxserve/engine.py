@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import reprlib
 import sys
@@ -58,6 +59,7 @@ from jaxserve.plans import Placement
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request, check_deadline
 from jaxserve.scheduling import ALONE, DISPATCHES, Grid, Scheduler
 
+_log = logging.getLogger("jaxserve.engine")
 Outputs = dict[str, Any]
 OnSettled = Callable[[Outputs | InferenceError], None]
 _Prepared = tuple[Mapping[str, Any], Mapping[str, int], int]
@@ -93,6 +95,8 @@ class Engine:
         max_batch: requests of one model that wait on one group are merged into batches of up to so many rows, where
             that keeps every deadline; by default up to the model's largest batch size, 1 for never.
         max_queue: how many requests may wait for a group, and how many for pre-processing; more are refused.
+        stuck_after_s: a stage that runs for longer than this, and for 20 times as long as expected, is stuck: its group
+            takes nobody in until it ends, and a warning is logged.
         progress: told in a few words what is being loaded; may be called from other threads.
         clock: seconds, monotonic.
 
@@ -111,6 +115,7 @@ class Engine:
         overhead_s: float = 0.0,
         max_batch: int | None = None,
         max_queue: int = 10_000,
+        stuck_after_s: float = 10.0,
         progress: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -121,6 +126,8 @@ class Engine:
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue)):
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        if not 0 < stuck_after_s <= math.inf:
+            raise ConfigError(f"stuck_after_s is {stuck_after_s}, but must be greater than 0; math.inf for never")
         if isinstance(models, Model):
             raise ConfigError("models is one model, but must be a list of them: Engine([model])")
         models = list(models)
@@ -145,6 +152,8 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler(dispatch=DISPATCHES[dispatch], overhead_s=overhead_s, max_queue=max_queue)
         self._max_queue = max_queue
+        self._stuck_after_s = stuck_after_s
+        self._watchdog: asyncio.TimerHandle | None = None
         self._group_metrics: list[GroupMetrics] = []
         for stages in (*self._cluster.stages, 1):  # the last one is for models that need no device
             self._scheduler.add_group(stages)
@@ -204,8 +213,9 @@ class Engine:
         self._accepting = False
         for ticket in list(self._pending):
             self._settle_early(ticket, FailReason.STOPPED)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._watchdog):
+            if timer is not None:
+                timer.cancel()
         _, cancelled = await uninterrupted(self._end())
         if cancelled:
             raise asyncio.CancelledError
@@ -472,6 +482,8 @@ class Engine:
 
     def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
         self._group_metrics[group].begin(stage, now_s)
+        if self._watchdog is None:
+            self._watch(now_s)
         batch = self._scheduler.groups[group].batch(batch_id)
         work = batch.carries
         if work is None:
@@ -563,6 +575,15 @@ class Engine:
         self.advance(self._clock())
         self._arm()
 
+    def _watch(self, now_s: float) -> None:
+        """Looks for stuck stages, and again later for as long as anything is inside."""
+        for group, stage in self._scheduler.find_stuck(now_s=now_s, stuck_after_s=self._stuck_after_s):
+            _log.warning("stage %d of group %d is stuck: the group takes nobody in until it ends", stage, group)
+        assert self._loop is not None
+        self._watchdog = None
+        if self._stuck_after_s < math.inf and not all(state.is_idle for state in self._scheduler.groups):
+            self._watchdog = self._loop.call_later(self._stuck_after_s / 4, lambda: self._watch(self._clock()))
+
     # ------------------------------------------------------------------------------------------------------ settling
 
     def _settle_early(self, ticket: int, reason: FailReason) -> None:
@@ -630,7 +651,7 @@ class Engine:
             {
                 "models": [name for name, held in self._groups_of.items() if index in held],
                 "stages": metrics.stages,
-                "healthy": state.healthy,
+                "healthy": state.healthy and not state.stuck,
                 "requests": metrics.requests,
                 "queue": state.queue_length,
                 "in_flight": state.in_flight,

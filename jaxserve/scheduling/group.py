@@ -25,6 +25,7 @@ from jaxserve.scheduling.batch import MOST_PASSED, Batch, Join, best_join, clock
 from jaxserve.scheduling.latencies import StageLatencies
 
 TOLERANCE = 0.005
+STUCK_FACTOR = 20.0
 
 
 class GroupState:
@@ -32,13 +33,15 @@ class GroupState:
 
     Attributes:
         stages: how many it has.
-        healthy: whether it takes new requests.
+        healthy: False once it was lost.
+        stuck: whether a stage has run for far longer than expected, and still does.
         queue_length: requests that wait for stage 0.
     """
 
     def __init__(self, stages: int) -> None:
         self.stages = stages
         self.healthy = True
+        self.stuck = False
         self.queue_length = 0
         self._batches: dict[int, Batch] = {}  # by id, in order of admission
         self._waiting: list[OrderedDict[int, Batch]] = [OrderedDict() for _ in range(stages)]
@@ -178,6 +181,7 @@ class GroupState:
         lost = [member.id for batch in self._batches.values() for member in batch.members]
         self._batches.clear()
         self.queue_length = 0
+        self.stuck = False
         for stage, waiting in enumerate(self._waiting):
             waiting.clear()
             if self._running[stage] is not None:
@@ -186,6 +190,15 @@ class GroupState:
         self._error_s = math.inf
         self._overdue_s = math.inf
         return lost
+
+    def stuck_stage(self, now_s: float, stuck_after_s: float) -> int | None:
+        """A stage that has run for longer than given, and for `STUCK_FACTOR` times as long as expected."""
+        for stage, batch in enumerate(self._running):
+            if batch is not None:
+                patience_s = max(stuck_after_s, STUCK_FACTOR * (self._ends[stage] - self._begun[stage]))
+                if now_s - self._begun[stage] > patience_s:
+                    return stage
+        return None
 
     def batch(self, batch_id: int) -> Batch:
         """A batch that is inside."""

@@ -147,6 +147,9 @@ class Scheduler:
         """Reports that a stage has ended a batch, or that the model raised on it there."""
         state = self.groups[group]
         left = state.stage_done(stage, batch_id, now_s, leave=failed)
+        if state.stuck:
+            state.stuck = False  # where another stage is stuck still, it will be found again
+            self._find_open()
         outcomes: list[Done | Failed] = []
         begins: list[tuple[int, int]] = []
         if left is not None and failed and len(left.members) > 1:
@@ -210,6 +213,22 @@ class Scheduler:
             del self._inside[request_id]
         return [Failed(id=request_id, group=group, reason=FailReason.GROUP) for request_id in lost]
 
+    def find_stuck(self, *, now_s: float, stuck_after_s: float) -> list[tuple[int, int]]:
+        """(group, stage) of what is found stuck that was not before (`GroupState.stuck_stage`).
+
+        Such a group takes nobody in until that stage ends after all. Who is inside stays until then, or until it
+        expires.
+        """
+        found: list[tuple[int, int]] = []
+        for index, state in enumerate(self.groups):
+            stage = None if state.stuck else state.stuck_stage(now_s, stuck_after_s)
+            if stage is not None:
+                state.stuck = True
+                found.append((index, stage))
+        if found:
+            self._find_open()
+        return found
+
     def restore_group(self, group: int) -> None:
         """Sends requests to a group again."""
         self.groups[group].healthy = True
@@ -228,7 +247,7 @@ class Scheduler:
 
     def _find_open(self) -> None:
         self._open = {
-            model: [replica for replica in holders if replica.state.healthy] for model, holders in self._holders.items()
+            model: [each for each in holders if each.state.healthy and not each.state.stuck] for model, holders in self._holders.items()
         }
 
     def _watch(self, request: Request) -> None:

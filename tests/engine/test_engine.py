@@ -235,6 +235,28 @@ def test_a_full_queue_is_told_with_when_to_try_again() -> None:
     run(main())
 
 
+def test_a_stuck_stage_stops_admission_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    slow: StageTime = lambda requests, group, stage, profiled_s: (100.0 if requests[0].id == 0 else 1.0, False)  # noqa: E731
+
+    async def main() -> None:
+        async with serving(model(), stage_time=slow, max_batch=1) as (engine, _):
+            calls = [asyncio.ensure_future(engine.infer("m", {"x": X})) for _ in range(2)]
+            await until(19.0)
+            assert engine.status()["groups"][0]["healthy"]
+            await until(23.0)
+            assert not engine.status()["groups"][0]["healthy"]
+            with pytest.raises(GroupFailed, match="no healthy group"):
+                await engine.infer("m", {"x": X})
+            results = await asyncio.gather(*calls)
+            assert [type(result) for result in results] == [dict, dict]
+            assert asyncio.get_running_loop().time() == 101.0
+            assert engine.status()["groups"][0]["healthy"]
+            await engine.infer("m", {"x": X})
+
+    run(main())
+    assert caplog.messages == ["stage 0 of group 0 is stuck: the group takes nobody in until it ends"]
+
+
 def test_draining_finishes_what_is_inside_and_takes_nothing_more() -> None:
     async def main() -> None:
         async with serving(model(), max_batch=1) as (engine, _):
