@@ -3,8 +3,8 @@
 (a) On the recorded placement cases: what policy `alpaserve` plans for `train.npz`, judged on `heldout.npz`. All groups
     of a model have one shape there or nearly so, and the rules differ little.
 (b) Where a model is on groups of different shapes: six models of the cases' profiles, each on every group, arrivals of
-    a Gamma process with CV 3 at 0.6, 0.9 and 1.3 of what the groups could serve, deadlines 2 and 5 times the latency on one device;
-    the mean of four seeds.
+    a Gamma process with CV 3 at 0.6, 0.9 and 1.3 of what the groups could serve, deadlines 2 and 5 times the latency on
+    one device; the mean of four seeds.
 
     python bench/choice.py [--cases tests/golden/placement] [-o FILE]
 """

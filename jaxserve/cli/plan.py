@@ -113,6 +113,10 @@ def command(
     check_plot(plot)
     swept = None if axis is None else (axis, _values(axis, values))
     compared = [_policy(each) for each in (policies or policy).split(",")]
+    if axis is None and len(compared) > 1:
+        raise ConfigError(
+            f"--policy is {policy!r}, but a plan is by one policy; name one, or give --sweep AXIS as well"
+        )
     outputs = _Outputs(placement=output, plot=plot, as_json=as_json)
     inputs: _Inputs = {
         "profiles": Profiles.load(profiles),

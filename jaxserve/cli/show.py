@@ -143,7 +143,7 @@ def status_tables(status: Mapping[str, Any], *, rates: Mapping[str, float] | Non
     groups = table_of(["group", "models"], ["stages", "requests", "queue", "in flight", "busy %"])
     for index, group in enumerate(status["groups"]):
         groups.add_row(
-            f"{index}" if group["healthy"] else f"{index} (lost or stuck)",
+            f"{index}" if group["healthy"] else f"{index} (down)",
             escape(", ".join(group["models"])),
             *(str(group[key]) for key in ("stages", "requests", "queue", "in_flight")),
             percent(group["utilization"]),

@@ -31,12 +31,10 @@ from jaxserve.workload import (
     scale_slo,
     synthetic,
 )
+from jaxserve.workload.checks import MOST_CV
 from jaxserve.workload.dealing import Deal
 
 _SUFFIXES = (".npz", ".csv")
-_MOST_REQUESTS = 50_000_000  # some 60 bytes each while they are drawn; a day of 2019 has more calls than that
-_MOST_WINDOWS = 20_000_000  # of all models together
-_MOST_CV = 1000.0
 _MANY_REQUESTS = 200_000  # what is done to so many takes about a second
 _REQUEST_BYTES = 50  # in a file, about
 _LONGEST = 300  # characters about a broken row, which may hold much of the row
@@ -96,7 +94,6 @@ class _Redraw:
 
     def of(self, workload: Workload, *, posterior: bool = False) -> Workload:
         """Fits the requests in windows, and draws others from the fit."""
-        _check_windows(self.window_s, float(workload.arrival_s[-1]), len(workload.model_names))
         with _telling("fitting the traffic", requests=len(workload)):
             fitted = fit(workload, window_s=self.window_s)
         rate_scale, cv_scale = self.rate_scale or 1.0, self.cv_scale or 1.0
@@ -167,7 +164,7 @@ def _gathered(name: str, make: Callable[..., object], *options: Callable[[_Comma
     return decorate
 
 
-_CV = _Number(0.001, _MOST_CV, hint="; 1 is Poisson traffic, 4 is bursty, 0.01 is nearly regular")
+_CV = _Number(0.001, MOST_CV, hint="; 1 is Poisson traffic, 4 is bursty, 0.01 is nearly regular")
 _FACTOR = _Number(1e-6, 1e6, hint="; 1 leaves it as it is")
 _CV_FACTOR = _Number(0.001, 1000, hint="; 1 leaves it as it is")
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
@@ -226,12 +223,7 @@ def _synthetic(
 
     Split by a power law, the first model is the most popular.
     """
-    count = len(models.names)
-    first_ones = max(0.0, cv**2 - 1) / 2  # as `arrivals.gamma` says
-    expected = rate * duration_s + count * first_ones
-    _check_requests(expected, "lower --rate, --duration-s or --cv")
-    _check_windows(shift_s, duration_s, count)
-    with _telling("drawing requests", requests=expected):
+    with _telling("drawing requests", requests=rate * duration_s):
         made = synthetic(
             model_names=models.names,
             slo_s=models.slo_s,
@@ -491,31 +483,9 @@ def _read(read: Callable[[], _AnyTrace], files: Collection[Path], *, strict: boo
 
 
 def _sample(fitted: Fitted, *, rate_scale: float, cv_scale: float, seed: int, posterior: bool = False) -> Workload:
-    expected = rate_scale * float((fitted.rate * np.diff(fitted.edges_s)[:, None]).sum())
-    most_scale = 0.95 * rate_scale * _MOST_REQUESTS / expected
-    _check_requests(expected, f"give a --rate-scale of at most {most_scale:.2g}, or a shorter range of time")
-    most_cv = float(fitted.cv.max())
-    if most_cv * cv_scale > _MOST_CV:
-        raise ConfigError(
-            f"--cv-scale is {cv_scale:g}, but the traffic has CVs of up to {most_cv:.2g}, and none above {_MOST_CV:g} "
-            f"is drawn; give at most {0.95 * _MOST_CV / most_cv:.2g}"
-        )
-    with _telling("drawing requests", requests=expected):
+    with _telling("drawing requests", requests=rate_scale * fitted.requests):
         rng = np.random.default_rng(seed)
         return fitted.sample(rng, rate_scale=rate_scale, cv_scale=cv_scale, posterior=posterior)
-
-
-def _check_requests(expected: float, mend: str) -> None:
-    if expected > _MOST_REQUESTS:
-        raise ConfigError(f"about {expected:.3g} requests would be drawn, but {_MOST_REQUESTS:g} are the most; {mend}")
-
-
-def _check_windows(window_s: float | None, duration_s: float, models: int) -> None:
-    if window_s is not None and duration_s / window_s * models > _MOST_WINDOWS:
-        raise ConfigError(
-            f"{duration_s:.4g} s in windows of {window_s:g} s for {models} models are too many windows to keep; "
-            f"make them at least {1.05 * duration_s * models / _MOST_WINDOWS:.2g} s long"
-        )
 
 
 def _check_any(requests: Collection[Any], files: Collection[Path], start_s: float, end_s: float | None) -> None:

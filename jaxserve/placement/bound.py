@@ -28,6 +28,9 @@ placement does: a request that runs on all devices at once, bit by bit, at its m
 models. Rounding times to bins, outwards, allows a little more, as does a common f for all models of the same work,
 whose constraints are sums of those above. Deadlines behind the last bin have a bin of their own, without a limit.
 
+The simulator's clocks are rounded to doubles, which are 2.4e-7 s apart where times are seconds since 1970: a stage may
+be half of that shorter than its profile says. So l is a spacing less here (`rounding_s`), and deadlines are later.
+
     x, f, h            the program's variables, in this order, in `_program`
     binding            the row whose shadow price is not 0, memory before capacity
 """
@@ -78,9 +81,8 @@ def upper_bound(problem: Problem) -> Bound:
     """The bound for a problem's fleet, cluster and workload (see this module for what it is and why it holds)."""
     fleet = problem.fleet
     traffic = Traffic.of(problem.workload, fleet)
-    costs = _least(problem)
-    late_s = costs.alone_s[traffic.model] + problem.overhead_s
-    possible = late_s <= traffic.slo_s * (1 + 1e-9) + 1e-9  # the simulator's sums may be rounded in its favour
+    costs = _least(problem, rounding_s(problem, traffic))
+    possible = in_time(problem, traffic, costs.alone_s)
     counts = np.bincount(traffic.model, weights=possible, minlength=len(fleet.models))
     requests = traffic.per_model
     shares = np.where(requests > 0, counts / np.maximum(requests, 1), 1.0)
@@ -96,12 +98,27 @@ def upper_bound(problem: Problem) -> Bound:
     )
 
 
-def _least(problem: Problem) -> _Costs:
+def in_time(problem: Problem, traffic: Traffic, alone_s: Floats) -> npt.NDArray[np.bool_]:
+    """[R]: whether each request is in time if its model takes `alone_s` [M]; infinite is no time at all."""
+    late_s = (alone_s + problem.overhead_s)[traffic.model]
+    slack_s = 1e-9 + 2 * rounding_s(problem, traffic)  # the simulator's sums may be rounded in its favour
+    return np.isfinite(late_s) & (late_s <= traffic.slo_s * (1 + 1e-9) + slack_s)
+
+
+def rounding_s(problem: Problem, traffic: Traffic) -> float:
+    """How far apart doubles are at the largest time that the simulator comes to, all requests one after another."""
+    longest_s = problem.tables.latency_s.sum(axis=2)
+    longest_s = float(longest_s.max(initial=0.0, where=np.isfinite(longest_s)))
+    return float(np.spacing(traffic.arrival_s.max(initial=0.0) + len(traffic.model) * longest_s))
+
+
+def _least(problem: Problem, spacing_s: float) -> _Costs:
     tables, fleet = problem.tables, problem.fleet
+    latency_s = np.maximum(tables.latency_s - spacing_s, 0.0)
     wide = np.array([config.intra_op for config in tables.configs], np.float64)[:, None]
     fits = (tables.weight_bytes <= fleet.memory_bytes).all(axis=2) & (tables.devices <= fleet.devices)[:, None]
-    alone_s = tables.latency_s.min(axis=3).sum(axis=2)
-    work_s = wide * (tables.latency_s / tables.batch_sizes).min(axis=3).sum(axis=2)
+    alone_s = latency_s.min(axis=3).sum(axis=2)
+    work_s = wide * (latency_s / tables.batch_sizes).min(axis=3).sum(axis=2)
     weight_bytes = wide * tables.weight_bytes.sum(axis=2)
     alone, work, weight = (
         np.where(fits, each, np.inf).min(axis=0, initial=np.inf) for each in (alone_s, work_s, weight_bytes)
@@ -115,8 +132,9 @@ def _most_served(
     """The program's value, and what binds it; empty where nothing but latency does."""
     model = traffic.model[possible].astype(np.int64)
     arrival_s = traffic.arrival_s[possible]
+    arrival_s = arrival_s - arrival_s[0]
     slo_s = traffic.slo_s[possible]
-    deadline_s = arrival_s + slo_s - problem.overhead_s + 1e-9
+    deadline_s = arrival_s + slo_s - problem.overhead_s + 1e-9 + 2 * rounding_s(problem, traffic)
     finite = np.isfinite(deadline_s)
     typical_s = float(np.median(slo_s[finite])) if finite.any() else 1.0
     end_s = float(arrival_s[-1]) + 2 * typical_s

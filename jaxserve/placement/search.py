@@ -9,7 +9,9 @@
    than the baseline takes its place: its mean gain must be 0.2 points, and more than what the gain differs from trace
    to trace (one standard deviation). Where all good placements are about as good as each other, which of them serves
    tomorrow's traffic best is a matter of luck; then it is not worth leaving the plain one. Where no chain is clearly
-   better, one of them looks for a placement that gains on each trace.
+   better, one of them looks for a placement that gains on each trace. For fairness or floors single models count, which
+   have few requests in one trace: the gain differs from trace to trace by more than there is to gain. There its mean
+   must be more than the mean's own standard error.
 
 Where requests may be merged, runs take many times longer, and a placement that serves them well one by one is a good
 one to begin with. So the first three stages run without batches; then the best placements are annealed on with them.
@@ -21,13 +23,16 @@ when nothing is missed that any group could serve in time.
 
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxserve.errors import PlacementError
 from jaxserve.placement.alpaserve import variant
 from jaxserve.placement.anneal import Chain, Judge, Verdict
+from jaxserve.placement.bound import in_time
 from jaxserve.placement.moves import Moves
 from jaxserve.placement.problem import Effort, Plan, Problem, Progress
 from jaxserve.placement.starts import fill_by_need, uniform_groups
@@ -102,7 +107,7 @@ class _Search:
             second = others[0] if others and others[0].value > first.value - _CLOSE else first
             moves = Moves(self._alone, reshape=_RESHAPE_RARELY)
             gains = first.values - baseline.values
-            if gains.mean() > _CLEAR * gains.std():
+            if gains.mean() > _CLEAR * self._doubt(gains):
                 chains = [self._chain(moves, verdict) for verdict in (first, second)]
             else:
                 chains = [self._chain(moves, first), self._chain(moves, baseline, rival=baseline)]
@@ -197,16 +202,20 @@ class _Search:
     def _decide(self, baseline: Verdict, others: Sequence[Verdict]) -> Verdict:
         """The best that is reliably no worse than the baseline, else the baseline."""
         fresh = fresh_traces(self._problem.workload, self._problem.fleet, self._rng(), resamples=_FRESH)
-        judge = self._judge(fresh, merging=True)
+        judge = self._judge(fresh or self._traces, merging=True)  # of very few requests all draws may be empty
         expected = judge.verdict(baseline.shape)
         best, most = baseline, self._over_all(baseline, expected)
         for each in others:
             seen = judge.verdict(each.shape)
             gains = seen.values - expected.values
-            reliable = gains.mean() >= max(_WORTHWHILE, gains.std())
+            reliable = gains.mean() >= max(_WORTHWHILE, self._doubt(gains))
             if reliable and self._over_all(each, seen) > most:
                 best, most = each, self._over_all(each, seen)
         return best
+
+    def _doubt(self, gains: npt.NDArray[np.float64]) -> float:
+        """How unsure the mean of the gains on several traces is (see this module)."""
+        return float(gains.std()) / (1.0 if self._problem.objective.is_total else math.sqrt(len(gains)))
 
     @staticmethod
     def _over_all(fitted: Verdict, fresh: Verdict) -> float:
@@ -256,6 +265,4 @@ def reachable(problem: Problem, traces: Iterable[Traffic]) -> int:
     tables = problem.tables
     fits = (tables.weight_bytes <= problem.fleet.memory_bytes).all(axis=2)
     alone_s = np.where(fits, tables.latency_s[..., 0].sum(axis=2), np.inf).min(axis=0, initial=np.inf)
-    late_s = alone_s + problem.overhead_s
-    # the simulator compares (arrival + latencies + overhead) - arrival, whose last bits may differ: round to its favour
-    return sum(int((late_s[traffic.model] <= traffic.slo_s * (1 + 1e-9)).sum()) for traffic in traces)
+    return sum(int(in_time(problem, traffic, alone_s).sum()) for traffic in traces)

@@ -6,11 +6,13 @@ tells about them, and a placement is judged by the mean over all. A long trace h
 it would take long: slices of it, evenly spread, take the place of resamples.
 """
 
+import dataclasses
+
 import numpy as np
 
 from jaxserve.plans import Fleet
 from jaxserve.simulator import Traffic
-from jaxserve.workload import Workload, between, fit
+from jaxserve.workload import Workload, fit
 
 _RESAMPLES = 16
 _REQUESTS = 200_000  # of all traces together
@@ -38,5 +40,12 @@ def _slices(workload: Workload) -> list[Workload]:
     """Parts of equal numbers of requests, from the middles of equal parts of the trace."""
     own, part = _REQUESTS // _SLICES, len(workload) // _SLICES
     firsts = [index * part + (part - own) // 2 for index in range(_SLICES)]
-    ends_s = [(float(workload.arrival_s[first]), float(workload.arrival_s[first + own])) for first in firsts]
-    return [between(workload, start_s, end_s) for start_s, end_s in ends_s if end_s > start_s]
+    return [
+        dataclasses.replace(
+            workload,
+            arrival_s=workload.arrival_s[first : first + own] - workload.arrival_s[first],
+            model=workload.model[first : first + own],
+            slo_s=workload.slo_s[first : first + own],
+        )
+        for first in firsts
+    ]

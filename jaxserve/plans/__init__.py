@@ -1,6 +1,6 @@
 """Frozen values that pass between offline and online work, and their files."""
 
-from jaxserve.plans.fields import write_bytes, write_json, write_text
+from jaxserve.plans.fields import is_text, write_bytes, write_json, write_text
 from jaxserve.plans.fleet import Fleet, FleetModel
 from jaxserve.plans.placement import Group, Placement, Segment
 from jaxserve.plans.profile import ParallelConfig, Profile, Profiles
@@ -14,6 +14,7 @@ __all__ = [
     "Profile",
     "Profiles",
     "Segment",
+    "is_text",
     "write_bytes",
     "write_json",
     "write_text",

@@ -1,16 +1,21 @@
 """Reads fields out of parsed JSON, and names the path of the field that is wrong."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxserve.errors import FileFormatError
+from jaxserve.errors import ConfigError, FileFormatError, PlacementError
 
 T = TypeVar("T")
+MOST = 2**31 - 1  # of whole numbers: compiled code holds them in 32 bits
+_LONGEST_WHOLE = 300  # digits; longer ones are beyond any float
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TYPE_NAMES: dict[type, str] = {dict: "an object", list: "an array", str: "a string"}
 
 
@@ -40,7 +45,11 @@ class Fields:
 
     def names(self) -> list[str]:
         """The names of this object's fields."""
-        return list(self._expect(dict))
+        names: list[str] = list(self._expect(dict))
+        for name in names:
+            if not is_text(name):
+                raise self.wrong(f"has the name {_shown(name)}, {_NEEDED_TEXT}")
+        return names
 
     def items(self) -> "list[Fields]":
         """The elements of this array."""
@@ -48,8 +57,11 @@ class Fields:
         return [Fields(item, f"{self._path}[{index}]", self._source) for index, item in enumerate(value)]
 
     def text(self) -> str:
-        """This string."""
-        return self._expect(str)
+        """This string, which any file can hold and any terminal show."""
+        text = self._expect(str)
+        if not is_text(text):
+            raise self.wrong(f"is {_shown(text)}, {_NEEDED_TEXT}")
+        return text
 
     def number(self, *, above: float | None = None) -> float:
         """This finite number, not negative, and greater than `above` where given."""
@@ -57,18 +69,22 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(f"is {_shown(value)}, but must be a number")
         if not math.isfinite(value) or value < 0:
-            raise self.wrong(f"is {value}, but must be finite and not negative")
+            raise self.wrong(f"is {_shown(value)}, but must be finite and not negative")
         if above is not None and value <= above:
-            raise self.wrong(f"is {value}, but must be greater than {above:g}")
+            raise self.wrong(f"is {_shown(value)}, but must be greater than {above:g}")
         return float(value)
 
-    def integer(self, *, at_least: int = 0) -> int:
-        """This whole number of at least `at_least`."""
+    def integer(self, *, at_least: int = 0, at_most: int = MOST) -> int:
+        """This whole number of at least `at_least` and at most `at_most`."""
         value = self._value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int(value) != value:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(f"is {_shown(value)}, but must be a whole number")
+        if not math.isfinite(value) or int(value) != value:
             raise self.wrong(f"is {_shown(value)}, but must be a whole number")
         if value < at_least:
-            raise self.wrong(f"is {value}, but must be at least {at_least}")
+            raise self.wrong(f"is {_shown(value)}, but must be at least {at_least}")
+        if value > at_most:
+            raise self.wrong(f"is {_shown(value)}, but must be at most {at_most}")
         return int(value)
 
     def list_of(self, read: "Callable[[Fields], T]") -> tuple[T, ...]:
@@ -86,6 +102,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+_NEEDED_TEXT = "but must be text that can be shown, without NUL and lone surrogates"
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can stand in any file: not with NUL, which ends it in some, nor half a character."""
+    return _NO_TEXT.search(text) is None
+
+
 class _Twice(ValueError):
     """A name that stands twice in one object; JSON allows it, and readers would take the last."""
 
@@ -98,6 +122,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _whole(digits: str) -> int | float:
+    """A whole number; infinite where no float is as large, as `json` has it for numbers with a point."""
+    return int(digits) if len(digits) <= _LONGEST_WHOLE else float(digits)
+
+
+@contextlib.contextmanager
+def in_file(path: str | os.PathLike[str]) -> Generator[None]:
+    """Names the file where a value that was read from it refuses itself."""
+    try:
+        yield
+    except (ConfigError, PlacementError) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
 def read_json(path: str | os.PathLike[str], *, format_name: str) -> Fields:
     """The JSON object in `path`, whose `format` must be `format_name`, such as `jaxserve-fleet/1`.
 
@@ -107,10 +145,10 @@ def read_json(path: str | os.PathLike[str], *, format_name: str) -> Fields:
     source = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a path with NUL
         raise FileFormatError(f"{source}: cannot be read ({error}); give the path of a {format_name} file") from error
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole)
     except (json.JSONDecodeError, RecursionError) as error:
         raise FileFormatError(f"{source}: is not JSON ({error}); it must be a {format_name} file") from error
     except _Twice as error:

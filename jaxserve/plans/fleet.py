@@ -3,9 +3,11 @@
 import dataclasses
 import os
 
-from jaxserve.plans.fields import Fields, read_json, write_json
+from jaxserve.errors import ConfigError
+from jaxserve.plans.fields import Fields, in_file, read_json, write_json
 
 FORMAT = "jaxserve-fleet/1"
+MOST_DEVICES = 1_000_000  # a plan has a group for each, at worst
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,24 @@ class Fleet:
         devices_per_host: devices of each host.
         memory_bytes: what one device may hold of weights.
         models: in the order of the file.
+
+    Raises:
+        ConfigError: two models have one name.
     """
 
     devices: int
     devices_per_host: int
     memory_bytes: float
     models: tuple[FleetModel, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for index, model in enumerate(self.models):
+            if model.name in seen:
+                raise ConfigError(
+                    f"models[{index}].name is {model.name!r}, which an earlier model has; every name must be its own"
+                )
+            seen.add(model.name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file."""
@@ -63,31 +77,22 @@ class Fleet:
         """
         fields = read_json(path, format_name=FORMAT)
         cluster = fields["cluster"]
-        return cls(
-            devices=cluster["devices"].integer(at_least=1),
-            devices_per_host=cluster["devices_per_host"].integer(at_least=1),
-            memory_bytes=cluster["memory_bytes"].number(),
-            models=_models(fields["models"]),
-        )
-
-
-def _models(fields: Fields) -> tuple[FleetModel, ...]:
-    seen: set[str] = set()
-    models: list[FleetModel] = []
-    for item in fields.items():
-        name = item["name"].text()
-        if name in seen:
-            raise item["name"].wrong(f"is {name!r}, which an earlier model has; every name must be its own")
-        seen.add(name)
-        models.append(
-            FleetModel(
-                name=name,
-                profile=item["profile"].text(),
-                slo_s=item["slo_s"].number(above=0),
-                min_attainment=_share(item["min_attainment"]) if item.has("min_attainment") else None,
+        with in_file(path):
+            return cls(
+                devices=cluster["devices"].integer(at_least=1, at_most=MOST_DEVICES),
+                devices_per_host=cluster["devices_per_host"].integer(at_least=1),
+                memory_bytes=cluster["memory_bytes"].number(),
+                models=fields["models"].list_of(_model),
             )
-        )
-    return tuple(models)
+
+
+def _model(fields: Fields) -> FleetModel:
+    return FleetModel(
+        name=fields["name"].text(),
+        profile=fields["profile"].text(),
+        slo_s=fields["slo_s"].number(above=0),
+        min_attainment=_share(fields["min_attainment"]) if fields.has("min_attainment") else None,
+    )
 
 
 def _share(fields: Fields) -> float:

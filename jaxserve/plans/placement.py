@@ -1,10 +1,12 @@
 """Which groups exist, on which devices, with which models: a `jaxserve-placement/1` file."""
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from jaxserve.plans.fields import Fields, read_json, write_json
+from jaxserve.errors import PlacementError
+from jaxserve.plans.fields import Fields, in_file, read_json, write_json
 from jaxserve.plans.profile import ParallelConfig
 
 FORMAT = "jaxserve-placement/1"
@@ -47,10 +49,22 @@ class Placement:
     Attributes:
         groups: the groups, or those of the first segment.
         segments: what holds from when; empty where the placement never changes.
+
+    Raises:
+        PlacementError: a group has not as many devices as its config needs, or no device numbers; a device or a model
+            is used twice; or the segments are not in order. The message names the field as in a file.
     """
 
     groups: tuple[Group, ...]
     segments: tuple[Segment, ...] = ()
+
+    def __post_init__(self) -> None:
+        starts = [segment.start_s for segment in self.segments]
+        if not all(0 <= start_s < math.inf for start_s in starts) or starts != sorted(set(starts)):
+            raise PlacementError("segments must be in ascending order of start_s, which is finite and not negative")
+        for index, segment in enumerate(self.segments):
+            _check(segment.groups, f"segments[{index}].groups")
+        _check(self.groups, "groups")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file."""
@@ -71,41 +85,54 @@ class Placement:
         """
         fields = read_json(path, format_name=FORMAT)
         if not fields.has("segments"):
-            return cls(groups=_groups(fields["groups"]))
+            with in_file(path):
+                return cls(groups=fields["groups"].list_of(_group))
         if fields.has("groups"):
             raise fields["segments"].wrong("stands beside groups; give one or the other")
         segments = fields["segments"].list_of(
-            lambda item: Segment(start_s=item["start_s"].number(), groups=_groups(item["groups"]))
+            lambda item: Segment(start_s=item["start_s"].number(), groups=item["groups"].list_of(_group))
         )
-        starts = [segment.start_s for segment in segments]
-        if not starts or starts != sorted(set(starts)):
-            raise fields["segments"].wrong("must be at least one, in ascending order of start_s")
-        return cls(groups=segments[0].groups, segments=segments)
+        if not segments:
+            raise fields["segments"].wrong("must be at least one")
+        with in_file(path):
+            return cls(groups=segments[0].groups, segments=segments)
 
 
-def _groups(fields: Fields) -> tuple[Group, ...]:
-    used: set[int] = set()
-    groups: list[Group] = []
-    for item in fields.items():
-        intra_op = item["intra_op"].integer(at_least=1)
-        inter_op = item["inter_op"].integer(at_least=1)
-        devices = item["devices"].list_of(Fields.integer)
-        models = item["models"].list_of(Fields.text)
-        if len(devices) != intra_op * inter_op:
-            raise item["devices"].wrong(
-                f"lists {len(devices)} devices, but intra_op {intra_op} x inter_op {inter_op} needs "
-                f"{intra_op * inter_op}"
+def _group(fields: Fields) -> Group:
+    return Group(
+        intra_op=fields["intra_op"].integer(at_least=1),
+        inter_op=fields["inter_op"].integer(at_least=1),
+        devices=fields["devices"].list_of(Fields.integer),
+        models=fields["models"].list_of(Fields.text),
+    )
+
+
+def _check(groups: Sequence[Group], path: str) -> None:
+    used: set[object] = set()
+    for index, group in enumerate(groups):
+        place = f"{path}[{index}]"
+        try:
+            needed = group.config.devices
+        except ValueError as error:
+            raise PlacementError(f"{place}.{error}") from error
+        if len(group.devices) != needed:
+            raise PlacementError(
+                f"{place}.devices lists {len(group.devices)} devices, but intra_op {group.intra_op} x inter_op "
+                f"{group.inter_op} needs {needed}"
             )
-        _refuse_repeats(item["devices"], (*used, *devices))
-        _refuse_repeats(item["models"], models)
-        used.update(devices)
-        groups.append(Group(intra_op=intra_op, inter_op=inter_op, devices=devices, models=models))
-    return tuple(groups)
+        for at, device in enumerate(group.devices):
+            if not _is_index(device):
+                raise PlacementError(f"{place}.devices[{at}] is {device!r}, but must be a whole number of at least 0")
+        _refuse_repeats(f"{place}.devices", group.devices, used)
+        _refuse_repeats(f"{place}.models", group.models, set())
 
 
-def _refuse_repeats(fields: Fields, values: Iterable[int | str]) -> None:
-    seen: set[int | str] = set()
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _refuse_repeats(place: str, values: Sequence[object], seen: set[object]) -> None:
     for value in values:
         if value in seen:
-            raise fields.wrong(f"has {value!r} a second time; each may be used once")
+            raise PlacementError(f"{place} has {value!r} a second time; each may be used once")
         seen.add(value)

@@ -4,7 +4,8 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-from jaxserve.plans.fields import Fields, read_json, write_json
+from jaxserve.errors import ConfigError
+from jaxserve.plans.fields import MOST, Fields, in_file, read_json, write_json
 
 FORMAT = "jaxserve-profiles/1"
 SOURCES = ("measured", "estimated", "published")
@@ -90,7 +91,7 @@ class Profile:
         if source not in SOURCES:
             raise fields["source"].wrong(f"is {source!r}, but must be one of {', '.join(SOURCES)}")
         return cls(
-            intra_op=fields["intra_op"].integer(at_least=1),
+            intra_op=fields["intra_op"].integer(at_least=1, at_most=MOST // inter_op),
             inter_op=inter_op,
             batch_size=fields["batch_size"].integer(at_least=1),
             length=fields["length"].integer(at_least=1) if fields.has("length") else None,
@@ -110,11 +111,26 @@ class Profiles:
         device_kind: the device that they were measured or estimated on.
         memory_bytes: memory of one such device.
         models: rows by the model's name.
+
+    Raises:
+        ConfigError: a model has two rows for one config, batch size and length.
     """
 
     device_kind: str
     memory_bytes: float
     models: Mapping[str, tuple[Profile, ...]]
+
+    def __post_init__(self) -> None:
+        for name, rows in self.models.items():
+            seen: set[tuple[ParallelConfig, int, int | None]] = set()
+            for index, row in enumerate(rows):
+                bucket = (row.config, row.batch_size, row.length)
+                if bucket in seen:
+                    raise ConfigError(
+                        f"models.{name}[{index}] has the intra_op, inter_op, batch_size and length of an earlier row; "
+                        f"take one of them out"
+                    )
+                seen.add(bucket)
 
     def find(self, model: str, config: ParallelConfig, *, batch_size: int = 1) -> Profile | None:
         """The row of a model under a config; of several lengths the longest."""
@@ -142,8 +158,9 @@ class Profiles:
         """
         fields = read_json(path, format_name=FORMAT)
         models = fields["models"]
-        return cls(
-            device_kind=fields["device"]["kind"].text(),
-            memory_bytes=fields["device"]["memory_bytes"].number(),
-            models={name: models[name].list_of(Profile.from_fields) for name in models.names()},
-        )
+        with in_file(path):
+            return cls(
+                device_kind=fields["device"]["kind"].text(),
+                memory_bytes=fields["device"]["memory_bytes"].number(),
+                models={name: models[name].list_of(Profile.from_fields) for name in models.names()},
+            )

@@ -18,10 +18,17 @@ Of the joins that are feasible, that one is taken which leaves the last stage fr
 the one that adds least work, so least padding. But where appending is feasible and leaves it free no later, or where no
 join is feasible, r is appended; where that is not feasible either, it is rejected.
 
+If batches were planned for those who are in them and no more, overload would undo batching. Whenever the queue is one
+request's latency short of the deadline the next one would be appended, alone, done just in time; nobody could join it,
+nor any batch ahead of it, without making it late; and so on for ever. So a batch that is appended and has to wait is
+planned for those who are *expected* to join it (`rows_to_reserve`): as many as came of late in as long as it waits, up
+to a size that leaves time to wait for the batch ahead. Its latency is that of the bucket for them all. When it begins
+with fewer, it runs on a smaller bucket, and those behind it are done sooner than planned.
+
 So no batch is held back to wait for company: it gathers those who arrive while the stages are busy. And every promise
 is kept as long as stages take what is expected and a smaller bucket takes no longer than a larger one: a join keeps
 those that it touches, an append touches none, and one who leaves delays nobody. A request overtakes those in the
-batches that its join passes, `MOST_PASSED` at most.
+batches that its join passes, fewer than `MOST_PASSED`.
 
 At one instant a driver reports ends of stages before arrivals, so a batch that begins as somebody arrives cannot be
 joined any more.
@@ -34,9 +41,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxserve.request import Request
-from jaxserve.scheduling.latencies import StageLatencies
+from jaxserve.scheduling.latencies import StageLatencies, total_s
 
 MOST_PASSED = 32
+WORTH = 1.25
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -52,6 +60,7 @@ class Batch:
         latency_s: seconds that each stage is expected to take for it.
         clocks: while it waits, when each stage of its group will have finished it and everything ahead of it.
         rows: of its members together.
+        reserved_rows: for how many it is planned at least as long as it waits.
         stage: the stage that it runs on or waits for.
         running: whether it runs on that stage.
         carries: what the driver keeps with it.
@@ -64,6 +73,7 @@ class Batch:
     latency_s: Sequence[float]
     clocks: Sequence[float]
     rows: int
+    reserved_rows: int = 0
     stage: int = 0
     running: bool = False
     carries: Any = None
@@ -86,7 +96,9 @@ class Batch:
         rows = self.rows + request.rows
         if rows > grid.most_rows:
             return None
-        return grid.holding(rows, grid.united(grid.cell(self.bucket), grid.cell(request.bucket)))
+        return grid.holding(
+            max(rows, self.reserved_rows), grid.united(grid.cell(self.bucket), grid.cell(request.bucket))
+        )
 
     def take(self, request: Request, bucket: int) -> None:
         """Takes a request in, and thereby moves to the bucket that `bucket_with` has said."""
@@ -99,7 +111,14 @@ class Batch:
         self.members = [member for member in self.members if member.id != request_id]
         self.rows = sum(member.rows for member in self.members)
         if self.members and self.waits:
-            self._move_to(smallest_bucket(self.members, self.latencies))
+            self._move_to(smallest_bucket(self.members, self.latencies, self.reserved_rows))
+
+    def settle(self) -> bool:
+        """As it begins: it runs on the smallest bucket that holds it; whether it was planned for a larger one."""
+        planned = self.bucket
+        self.reserved_rows = 0
+        self._move_to(smallest_bucket(self.members, self.latencies))
+        return self.bucket != planned
 
     def estimate_anew(self) -> float:
         """Expects of its stages what has been learnt since it was admitted; returns by how much that differs."""
@@ -126,15 +145,39 @@ class Join:
     clocks: list[list[float]]
 
 
-def smallest_bucket(members: Sequence[Request], latencies: StageLatencies) -> int:
-    """The smallest bucket that holds these requests of one model together."""
-    if len(members) == 1:
+def smallest_bucket(members: Sequence[Request], latencies: StageLatencies, reserved_rows: int = 0) -> int:
+    """The smallest bucket that holds these requests of one model together, and so many rows."""
+    if len(members) == 1 and not reserved_rows:
         return members[0].bucket
     grid = latencies.grid
     cell = 0
     for member in members:
         cell = grid.united(cell, grid.cell(member.bucket))
-    return grid.holding(sum(member.rows for member in members), cell)
+    return grid.holding(max(reserved_rows, sum(member.rows for member in members)), cell)
+
+
+def rows_to_reserve(request: Request, latencies: StageLatencies, *, now_s: float, wait_s: float, spare_s: float) -> int:
+    """For how many rows to plan a batch that begins with a request and waits for `wait_s`; 0 for those of it alone.
+
+    As many as are expected to come, of one of the batch sizes on which it takes `spare_s` at most, counting what the
+    slowest stage takes twice; and of the next larger size only where that runs `WORTH` times as many rows a second.
+    """
+    expected = request.rows + latencies.expect(request.rows, now_s, wait_s)
+    grid = latencies.grid
+    cell = grid.cell(request.bucket)
+    slowest_s, rows = max(latencies.estimated[request.bucket]), request.rows
+    reserved = 0
+    for position, size in enumerate(grid.sizes):
+        if size <= request.rows:
+            continue
+        latency_s = latencies.estimated[position * grid.cells + cell]
+        longest_s = max(latency_s)
+        if size > expected or total_s(latency_s) + longest_s > spare_s:
+            break
+        if size * slowest_s >= WORTH * (rows * longest_s):
+            reserved = rows = size
+            slowest_s = longest_s
+    return reserved
 
 
 def clocks_after(clocks: Sequence[float], latency_s: Sequence[float], now_s: float) -> list[float]:

@@ -21,16 +21,17 @@ class Grid:
 
     Attributes:
         cells: how many cells there are.
+        sizes: the batch sizes that are used, ascending.
         most_rows: what merged requests have together at most.
     """
 
-    __slots__ = ("_position_of", "_united", "cells", "most_rows")
+    __slots__ = ("_position_of", "_united", "cells", "most_rows", "sizes")
 
     def __init__(self, batch_sizes: Sequence[int], others: Sequence[int] = (), *, max_batch: int) -> None:
-        usable = [size for size in batch_sizes if size <= max_batch]
+        self.sizes = [size for size in batch_sizes if size <= max_batch]
         self.cells = math.prod(others)
-        self.most_rows = usable[-1] if usable else 0
-        self._position_of = [bisect.bisect_left(usable, rows) for rows in range(self.most_rows + 1)]
+        self.most_rows = self.sizes[-1] if self.sizes else 0
+        self._position_of = [bisect.bisect_left(self.sizes, rows) for rows in range(self.most_rows + 1)]
         corners = list(itertools.product(*map(range, others)))
         index_of = {corner: index for index, corner in enumerate(corners)}
         self._united = [

@@ -138,10 +138,14 @@ class GroupState:
         if self._running[stage] is not None or not self._waiting[stage]:
             return None
         batch_id, batch = self._waiting[stage].popitem(last=False)
+        smaller = False
         if stage == 0:
             self.queue_length -= len(batch.members)
             self._error_s += batch.estimate_anew()
+            smaller = batch.settle()
         self._begin(batch, stage, now_s)
+        if smaller:
+            self._replay(now_s)
         return batch_id
 
     def drop(self, batch: Batch, request_id: int) -> None:

@@ -11,6 +11,9 @@ profile.
 """
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
 
 from jaxserve.scheduling.grid import Grid
 
@@ -20,6 +23,7 @@ Latencies = tuple[tuple[float, ...], ...]
 WEIGHT = 0.25
 MOST = 2.0
 NEGLIGIBLE_S = 20e-6
+WINDOW = 8.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -30,11 +34,28 @@ class StageLatencies:
         profiled: what each stage takes on an idle group, for each bucket.
         estimated: what each stage takes by what was observed, for each bucket.
         grid: which of its buckets merged requests run on.
+        recent_rows: what arrived of late, each row weighing the less the longer ago it came.
+        recent_s: when the last of them came.
     """
 
     profiled: Latencies
     estimated: list[tuple[float, ...]]
     grid: Grid
+    recent_rows: float = 0.0
+    recent_s: float = 0.0
+
+    def expect(self, rows: int, now_s: float, wait_s: float) -> float:
+        """How many rows are expected to arrive within `wait_s`, by those that arrived of late; notes that some did.
+
+        Of late is within about `WINDOW` times what the model takes.
+        """
+        window_s = WINDOW * total_s(self.profiled[0])
+        if window_s <= 0.0:
+            return 0.0
+        recent_rows = self.recent_rows / (1.0 + (now_s - self.recent_s) / window_s)
+        self.recent_rows = recent_rows + rows
+        self.recent_s = now_s
+        return recent_rows * wait_s / window_s
 
     def observe(self, bucket: int, stage: int, seen_s: float) -> None:
         """Corrects the estimate of one stage at one bucket by how long it took once."""
@@ -55,3 +76,8 @@ class StageLatencies:
             for estimate_s, profiled_s in zip(estimates, profiled, strict=True)
         ]
         return max((estimate_s / profiled_s for estimate_s, profiled_s in pairs if profiled_s > 0), default=1.0)
+
+
+def total_s(seconds: Sequence[float]) -> float:
+    """Their sum, added up one after another, as compiled code does it (from Python 3.12 on `sum` rounds otherwise)."""
+    return functools.reduce(operator.add, seconds, 0.0)

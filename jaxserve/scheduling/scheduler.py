@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling.batch import Batch, clocks_after
+from jaxserve.scheduling.batch import Batch, clocks_after, rows_to_reserve
 from jaxserve.scheduling.dispatch import Dispatch, alpaserve
 from jaxserve.scheduling.grid import ALONE, Grid
 from jaxserve.scheduling.group import GroupState
@@ -112,7 +112,20 @@ class Scheduler:
         replica = holders[0] if len(holders) == 1 else self._dispatch(holders, request, now_s)
         group, latencies = replica.state, replica.latencies
         latency_s = replica.latency_s(request.bucket)
-        ahead = clocks_after(group.clocks(now_s), latency_s, now_s)
+        clocks = group.clocks(now_s)
+        reserved_rows, bucket = 0, request.bucket
+        if latencies.grid.most_rows > request.rows:
+            reserved_rows = rows_to_reserve(
+                request,
+                latencies,
+                now_s=now_s,
+                wait_s=max(0.0, clocks[0] - now_s),
+                spare_s=request.slo_s - self._overhead_s,
+            )
+            if reserved_rows:
+                bucket = latencies.grid.holding(reserved_rows, latencies.grid.cell(request.bucket))
+                latency_s = latencies.estimated[bucket]
+        ahead = clocks_after(clocks, latency_s, now_s)
         finish_s = ahead[-1] + self._overhead_s
         if group.queue_length >= self._max_queue:
             retry_after_s = max(0.0, group.next_begin_s - now_s)
@@ -136,7 +149,7 @@ class Scheduler:
             retry_after_s = late_s if alone_s <= request.slo_s else math.inf
             return Rejected(id=request.id, predicted_finish_s=finish_s, retry_after_s=retry_after_s)
         else:
-            batch = Batch(request, [request], latencies, request.bucket, latency_s, ahead, request.rows)
+            batch = Batch(request, [request], latencies, bucket, latency_s, ahead, request.rows, reserved_rows)
             begins = group.append(batch, now_s)
         self._inside[request.id] = (replica.group, batch)
         if expires and request.slo_s != math.inf:
@@ -247,7 +260,8 @@ class Scheduler:
 
     def _find_open(self) -> None:
         self._open = {
-            model: [each for each in holders if each.state.healthy and not each.state.stuck] for model, holders in self._holders.items()
+            model: [each for each in holders if each.state.healthy and not each.state.stuck]
+            for model, holders in self._holders.items()
         }
 
     def _watch(self, request: Request) -> None:

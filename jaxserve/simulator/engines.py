@@ -111,13 +111,14 @@ class ByLoop:
         config_of = {config: index for index, config in enumerate(self._tables.configs)}
         config = np.array([config_of.get(each.config, -1) for each in groups], np.int32)
         held = np.array([[model.name in each for model in self._fleet.models] for each in rows], np.uint8)
+        held = held.reshape(len(groups), len(self._fleet.models))
         known = first + np.flatnonzero(self._model[first : first + len(finish_s)] >= 0)
         traffic = (self._workload.arrival_s[known], self._workload.slo_s[known], self._model[known])
         served, chosen = np.zeros(len(self._fleet.models), np.int64), np.zeros(len(groups), np.int64)
         known_finish_s, known_group = np.full(len(known), np.nan), np.full(len(known), -1, np.int32)
         busy_s = np.zeros(len(groups))
         batches.run(
-            traffic, self._tables.with_batches, (config, held.reshape(len(groups), -1)), self._dispatch, self._overhead_s,
+            traffic, self._tables.with_batches, (config, held), self._dispatch, self._overhead_s,
             served, chosen, known_finish_s, known_group, busy_s,
         )  # fmt: skip
         finish_s[known - first], group[known - first] = known_finish_s, known_group

@@ -30,12 +30,13 @@ def rows_of(groups: Sequence[Group], *, fleet: Fleet, profiles: Profiles, max_ba
                 raise PlacementError(f"group {index} holds {name!r}, which is not in the fleet; add it or take it out")
             row = profiles.find(profile_of[name], group.config)
             if row is None:
-                configs = sorted({each.config for each in profiles.models.get(profile_of[name], ())})
-                listed = ", ".join(f"({each.intra_op}, {each.inter_op})" for each in configs) or "none"
+                rows = profiles.models.get(profile_of[name], ())
+                configs = sorted({each.config for each in rows if each.batch_size == 1})
+                listed = ", ".join(f"({each.intra_op}, {each.inter_op})" for each in configs)
                 raise PlacementError(
                     f"group {index} holds {name!r} as ({group.intra_op}, {group.inter_op}), but its profile "
-                    f"{profile_of[name]!r} has no such row at batch size 1; it has {listed}: run "
-                    f"`jaxserve profile`, or choose one of these"
+                    f"{profile_of[name]!r} has no such row at batch size 1; run `jaxserve profile` for one"
+                    f"{listed and f', or choose one of {listed}'}"
                 )
             held[name] = (row, *_larger(row, profiles.models[profile_of[name]], max_batch))
             used = [before + more for before, more in zip(used, row.stage_weight_bytes, strict=True)]

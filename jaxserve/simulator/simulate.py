@@ -93,6 +93,8 @@ def simulate(
 
     Requests are merged into batches of the sizes for which the profiles have rows, up to `max_batch`.
 
+    Where hosts end is not asked: a stage that spans two of them, which no cluster can serve, runs as any other.
+
     The engine "reference" drives the scheduler itself; "fast" is compiled and gives the same, `busy` but for rounding.
 
     Raises:

@@ -56,10 +56,10 @@ class FleetTables:
     @property
     def with_batches(
         self,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int32], int, int]:
-        """Latencies, which size holds how many, stages, how many sizes and most stages, as `batches` takes them."""
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """Latencies, which size holds how many, stages, the sizes and most stages, as `batches` takes them."""
         latency_s = np.ascontiguousarray(self.latency_s.swapaxes(2, 3)).ravel()
-        return latency_s, self.size_of, self.stages, len(self.batch_sizes), self.most_stages
+        return latency_s, self.size_of, self.stages, self.batch_sizes, self.most_stages
 
     @property
     def size_of(self) -> npt.NDArray[np.int32]:

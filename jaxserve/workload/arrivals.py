@@ -5,17 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxserve.errors import ConfigError
-from jaxserve.workload.checks import check_positive
+from jaxserve.workload.checks import check_positive, check_requests, check_windows
 from jaxserve.workload.workload import Floats, Workload
+
+_FEWER = "lower the rate or the duration"
 
 
 def deterministic(*, rate: float, duration_s: float, first_s: float = 0.0) -> Floats:
     """Arrival times, float64 [n], 1 / `rate` seconds apart from `first_s` on, in [first_s, duration_s): a CV of 0.
 
     Raises:
-        ConfigError: a rate or duration that is not greater than 0, or a negative `first_s`.
+        ConfigError: a rate or duration that is not greater than 0, too many requests, or a negative `first_s`.
     """
     check_positive(rate=rate, duration_s=duration_s)
+    check_requests(rate * duration_s, _FEWER)
     if not 0 <= first_s < np.inf:
         raise ConfigError(f"first_s is {first_s}, but must be finite and not negative")
     arrivals = first_s + np.arange(max(0, int(np.ceil((duration_s - first_s) * rate)))) / rate
@@ -26,9 +29,10 @@ def poisson(*, rate: float, duration_s: float, rng: np.random.Generator) -> Floa
     """Arrival times, float64 [n], of a Poisson process of `rate` requests per second in [0, duration_s).
 
     Raises:
-        ConfigError: a rate or duration that is not greater than 0.
+        ConfigError: a rate or duration that is not greater than 0, or too many requests.
     """
     check_positive(rate=rate, duration_s=duration_s)
+    check_requests(rate * duration_s, _FEWER)
     return np.sort(rng.random(rng.poisson(rate * duration_s)) * duration_s)
 
 
@@ -41,9 +45,10 @@ def gamma(*, rate: float, cv: float, duration_s: float, rng: np.random.Generator
     more than rate * duration_s on average, early on (Cox, Renewal Theory, 1962).
 
     Raises:
-        ConfigError: a rate, CV or duration that is not greater than 0.
+        ConfigError: a rate, CV or duration that is not greater than 0, or too many requests.
     """
     check_positive(rate=rate, cv=cv, duration_s=duration_s)
+    check_gamma(rate=rate, cv=cv, duration_s=duration_s)
     expected = rate * duration_s
     chunk = int(expected + 4 * cv * np.sqrt(expected) + 16)
     arrivals: list[Floats] = []
@@ -54,6 +59,12 @@ def gamma(*, rate: float, cv: float, duration_s: float, rng: np.random.Generator
         last_s = float(part[-1])
     merged = np.concatenate(arrivals)
     return merged[merged < duration_s]
+
+
+def check_gamma(*, rate: float, cv: float, duration_s: float, models: int = 1) -> None:
+    """Raises `ConfigError` where `gamma` would bring too many requests to models of this rate together."""
+    first_ones = max(0.0, cv * cv - 1) / 2
+    check_requests(rate * duration_s + models * first_ones, "lower the rate, the duration or the CV")
 
 
 def shifting(
@@ -73,11 +84,12 @@ def shifting(
         rng: source of the permutations and the gaps.
 
     Raises:
-        ConfigError: a rate, CV, period or duration that is not greater than 0.
+        ConfigError: a rate, CV, period or duration that is not greater than 0, too many requests or periods.
     """
     for rate in rates:
         check_positive(rate=float(rate))
     check_positive(cv=cv, period_s=period_s, duration_s=duration_s)
+    check_windows(period_s, duration_s, models=len(rates))
     base = np.asarray(rates, np.float64)
     edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
     dealt = np.stack([base, *(rng.permutation(base) for _ in edges_s[2:])])

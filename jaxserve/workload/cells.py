@@ -46,12 +46,12 @@ def window_edges_s(window_s: float, duration_s: float) -> Floats:
     return edges
 
 
-def cells_of(workload: Workload, *, window_s: float, duration_s: float, floor_s: float) -> Cells:
-    """The cells of a workload that ends at `duration_s`, behind its last request."""
+def cells_of(workload: Workload, *, window_s: float, duration_s: float, floor_s: float, start_s: float = 0.0) -> Cells:
+    """The cells of a workload that begins at `start_s` and ends `duration_s` later, behind its last request."""
     edges = window_edges_s(window_s, duration_s)
     shape = (len(edges) - 1, len(workload.model_names))
     order = np.argsort(workload.model, kind="stable")
-    at_s = workload.arrival_s[order]
+    at_s = workload.arrival_s[order] - start_s
     window = np.searchsorted(edges[1:-1], at_s, side="right")
     cell = window * shape[1] + workload.model[order]  # each cell's requests are beside each other, in order of time
     begins = np.flatnonzero(np.diff(cell, prepend=-1))

@@ -4,6 +4,10 @@ import math
 
 from jaxserve.errors import ConfigError
 
+MOST_REQUESTS = 50_000_000  # some 60 bytes each while they are drawn; a day of 2019 has more calls than that
+MOST_WINDOWS = 20_000_000  # of all models together
+MOST_CV = 1000.0
+
 _MEND = {
     "rate": "; for a model without traffic give no arrivals",
     "cv": "; for regular arrivals use `deterministic`",
@@ -15,3 +19,19 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name} is {value}, but must be finite and greater than 0{_MEND.get(name, '')}")
+
+
+def check_requests(expected: float, mend: str) -> None:
+    """Raises `ConfigError`, with what to do, where more requests are expected than can be kept."""
+    if not expected <= MOST_REQUESTS:
+        raise ConfigError(f"about {expected:.3g} requests would be drawn, but {MOST_REQUESTS:g} are the most; {mend}")
+
+
+def check_windows(window_s: float, duration_s: float, *, models: int = 1) -> None:
+    """Raises `ConfigError` where there are more windows of `window_s` than can be kept."""
+    if duration_s / window_s * models > MOST_WINDOWS:
+        of_models = f" for {models} models" if models > 1 else ""
+        raise ConfigError(
+            f"{duration_s:.4g} s in windows of {window_s:g} s{of_models} are too many windows to keep; "
+            f"make them at least {1.05 * duration_s * models / MOST_WINDOWS:.2g} s long"
+        )

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxserve.errors import ConfigError
 from jaxserve.workload.cells import window_edges_s
-from jaxserve.workload.checks import check_positive
+from jaxserve.workload.checks import MOST_CV, MOST_REQUESTS, check_positive, check_requests, check_windows
 from jaxserve.workload.prior import effective, fit_prior
 from jaxserve.workload.renewal import draw
 from jaxserve.workload.workload import Floats, Ints, Workload
@@ -23,6 +23,7 @@ class Fitted:
         model_names: names of the models.
         window_s: length of the windows; the last one ends with the trace and may be shorter, or a tenth longer.
         duration_s: length of the trace.
+        start_s: where it begins, and its first window.
         rate: float64 [windows, models], requests per second: the window's count / its length.
         cv: float64 [windows, models], coefficient of variation of the gaps; 1 where nothing tells it.
         slo_s: for each model the SLOs that its requests draw from, float64 [at least 1].
@@ -34,9 +35,11 @@ class Fitted:
     rate: Floats
     cv: Floats
     slo_s: tuple[Floats, ...]
+    start_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(window_s=self.window_s, duration_s=self.duration_s)
+        check_windows(self.window_s, self.duration_s)
         shape = (len(self.edges_s) - 1, len(self.model_names))
         if not self.rate.shape == self.cv.shape == shape:
             raise ConfigError(f"rate and cv have shapes {self.rate.shape} and {self.cv.shape}, but must have {shape}")
@@ -50,7 +53,16 @@ class Fitted:
     @property
     def edges_s(self) -> Floats:
         """Where windows begin and end, float64 [windows + 1]."""
-        return window_edges_s(self.window_s, self.duration_s)
+        return self.start_s + window_edges_s(self.window_s, self.duration_s)
+
+    @property
+    def requests(self) -> float:
+        """How many requests a sample has on average."""
+        return float((self.rate * self._lengths_s[:, None]).sum())
+
+    @property
+    def _lengths_s(self) -> Floats:
+        return np.diff(window_edges_s(self.window_s, self.duration_s))
 
     def sample(
         self, rng: np.random.Generator, *, rate_scale: float = 1.0, cv_scale: float = 1.0, posterior: bool = False
@@ -74,11 +86,12 @@ class Fitted:
             posterior: whether to draw the rates, too.
 
         Raises:
-            ConfigError: a scale that is not greater than 0.
+            ConfigError: a scale that is not greater than 0, or too many requests, or too large a CV.
         """
         check_positive(rate_scale=rate_scale, cv_scale=cv_scale)
         edges = self.edges_s
-        length_s = np.broadcast_to(np.diff(edges)[:, None], self.rate.shape)
+        length_s = np.broadcast_to(self._lengths_s[:, None], self.rate.shape)
+        self._check_drawn(rate_scale, cv_scale)
         rate, cv = self._posterior(length_s, rng) if posterior else (self.rate, self.cv)
         times, cell = draw(
             rate=(rate * rate_scale).reshape(-1),
@@ -92,6 +105,19 @@ class Fitted:
         order = np.argsort(times, kind="stable")
         model = (cell % models)[order]
         return Workload(arrival_s=times[order], model=model, model_names=self.model_names, slo_s=self._slos(model, rng))
+
+    def _check_drawn(self, rate_scale: float, cv_scale: float) -> None:
+        requests = self.requests
+        most_scale = 0.95 * MOST_REQUESTS / max(requests, 1e-300)
+        check_requests(
+            rate_scale * requests, f"give a rate scale of at most {most_scale:.2g}, or a shorter range of time"
+        )
+        most_cv = float(self.cv.max(initial=0.0))
+        if most_cv * cv_scale > MOST_CV:
+            raise ConfigError(
+                f"the CV scale is {cv_scale:g}, but the traffic has CVs of up to {most_cv:.2g}, and none above "
+                f"{MOST_CV:g} is drawn; give at most {0.95 * MOST_CV / most_cv:.2g}"
+            )
 
     def _posterior(self, length_s: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
         count = self.rate * length_s

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxserve.errors import ConfigError
-from jaxserve.workload.arrivals import gamma, merge, shifting
+from jaxserve.workload.arrivals import check_gamma, gamma, merge, shifting
 from jaxserve.workload.checks import check_positive
 from jaxserve.workload.popularity import split as split_rate
 from jaxserve.workload.workload import Floats, Workload
@@ -55,6 +55,7 @@ def synthetic(
         slos *= len(model_names)
     if len(slos) != len(model_names):
         raise ConfigError(f"{len(slos)} SLOs were given for {len(model_names)} models; give one, or one of each")
+    check_gamma(rate=rate, cv=cv, duration_s=duration_s, models=len(model_names))
     rates = split_rate(split, rate, models=len(model_names))
     if shift_s is not None:
         arrivals = shifting(rates=rates, cv=cv, period_s=shift_s, duration_s=duration_s, rng=rng)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxserve.errors import ConfigError
-from jaxserve.workload.checks import check_positive
+from jaxserve.workload.checks import check_positive, check_windows
 from jaxserve.workload.fit import fit
 from jaxserve.workload.workload import Workload
 
@@ -48,12 +48,13 @@ def windows(workload: Workload, window_s: float) -> tuple[Workload, ...]:
     """The workload in pieces of `window_s` seconds, each from 0 on, up to the one of the last arrival.
 
     Raises:
-        ConfigError: a window that is not greater than 0.
+        ConfigError: a window that is not greater than 0, or too many of them.
     """
     check_positive(window_s=window_s)
     if not len(workload):
         return ()
     last_s = float(workload.arrival_s[-1])
+    check_windows(window_s, last_s)
     begins_s = np.arange(int(last_s // window_s) + 3) * window_s  # the quotient is rounded, and may be one too few
     count = int(np.searchsorted(begins_s, last_s, side="right"))
     return tuple(between(workload, index * window_s, (index + 1) * window_s) for index in range(count))

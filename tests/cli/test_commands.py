@@ -221,7 +221,7 @@ def test_status_fits_80_columns() -> None:
     lines = [line.rstrip() for line in captured.get().splitlines()]
     assert len(lines) == (2 + 4) + 1 + (2 + 2)  # no line was broken
     assert " ".join(lines[0].split()) == "model rate/s served refused expired failed p50 ms p99 ms SLO %"
-    assert "0 (lost)  minilm, gpt, moe, vit" in lines[9]
+    assert "0 (down)  minilm, gpt, moe, vit" in lines[9]
 
 
 def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,36 @@ def test_a_policy_of_ones_own(
         assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        ("(one, one)", "groups[1].devices has 0 a second time"),
+        ("()", ""),
+    ],
+)
+def test_placements_of_a_policy_of_ones_own(
+    groups: str, problem: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"policy_{'wrong' if problem else 'empty'}"
+    (tmp_path / f"{module}.py").write_text(
+        "from jaxserve.placement import Effort, Plan, Problem\n"
+        "from jaxserve.plans import Group, Placement\n"
+        "one = Group(devices=(0,), models=('search-bert',))\n"
+        "def policy(problem: Problem, effort: Effort) -> Plan:\n"
+        f"    return Plan(placement=Placement(groups={groups}), simulations=0)\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    out = tmp_path / "placement.json"
+    asked = plan("--policy", f"{module}:policy", "-o", str(out), "--json")
+    if problem:
+        refused(asked, problem, capsys)
+        assert not out.exists()
+    else:
+        assert run(asked) == 0
+        assert json.loads(capsys.readouterr().out)["slo_attainment"] == 0.0
+        assert Placement.load(out).groups == ()
+
+
 def test_the_example_of_a_policy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert run(plan("--policy", "examples.plan_policy:most_requested_first", "--json")) == 0
@@ -147,6 +177,7 @@ def refused(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[st
         (plan("--devices-for", "0.9", "--most-devices", "0"), "most_devices is 0"),
         (plan("--most-devices", "4"), "--most-devices is of --devices-for"),
         (plan("--values", "1,2"), "--values and --policies are of a sweep"),
+        (plan("--policy", "search,alpaserve"), "--policy is 'search,alpaserve', but a plan is by one policy; name one"),
         (plan("--sweep", "size", "--values", "1"), "must be of one of devices, rate, cv, slo"),
         (plan("--sweep", "rate"), "a sweep of rate needs values"),
         (plan("--sweep", "rate", "--values", "1,x"), "--values is '1,x', but must be numbers"),

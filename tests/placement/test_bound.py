@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from jaxserve.errors import PlacementError
 from jaxserve.placement import Effort, Problem
 from jaxserve.placement.bound import upper_bound
-from jaxserve.placement.search import search
+from jaxserve.placement.search import reachable, search
 from jaxserve.plans import Fleet, FleetModel, ParallelConfig, Profile, Profiles
+from jaxserve.simulator import Traffic
 from jaxserve.workload import Workload
 from tests.placement.small import problem
 
@@ -146,3 +147,69 @@ def test_no_model_fits() -> None:
     assert upper_bound(hopeless).slo_attainment == 0.0
     with pytest.raises(PlacementError, match="no model of the fleet fits any group"):
         search(hopeless, Effort(simulations=5))
+
+
+def alone(*, arrival_s: list[float], slo_s: list[float], weight_bytes: tuple[float, ...] = (1.0,)) -> Problem:
+    """One device of one byte; a request of each model takes 0.1 s, and the models weigh so much."""
+    names = tuple(f"m{index}" for index in range(len(weight_bytes)))
+    rows = {
+        name: (
+            Profile(
+                intra_op=1,
+                inter_op=1,
+                batch_size=1,
+                stage_latency_s=(0.1,),
+                stage_weight_bytes=(weight,),
+                stage_activation_bytes=(0.0,),
+            ),
+        )
+        for name, weight in zip(names, weight_bytes, strict=True)
+    }
+    return Problem.of(
+        fleet=Fleet(
+            devices=1,
+            devices_per_host=1,
+            memory_bytes=1.0,
+            models=tuple(FleetModel(name=name, profile=name, slo_s=1.0) for name in names),
+        ),
+        profiles=Profiles(device_kind="test", memory_bytes=1.0, models=rows),
+        workload=Workload(
+            arrival_s=np.array(arrival_s),
+            model=np.arange(len(arrival_s)) % len(names),
+            model_names=names,
+            slo_s=np.array(slo_s),
+        ),
+    )
+
+
+@pytest.mark.parametrize("start_s", [0.0, 1.7e9])
+@pytest.mark.parametrize("short_s", [0.0, 5e-8])
+def test_rounded_clocks_do_not_exceed_it(start_s: float, short_s: float) -> None:
+    """Doubles are 2.4e-7 s apart at 1.7e9 s: there the simulator may answer within less than the latency."""
+    arrival_s = [start_s + 0.1 * index for index in range(20)]
+    of = alone(arrival_s=arrival_s, slo_s=[0.1 - short_s] * 20)
+    shape = of.empty([0])
+    shape.held[:] = 1
+    attained = of.scorer().score(shape).slo_attainment
+    assert attained > 0 or (start_s == 0 and short_s > 0)
+    assert upper_bound(of).slo_attainment >= attained
+    assert reachable(of, [Traffic.of(of.workload, of.fleet)]) >= attained * 20
+
+
+def test_late_arrivals_have_the_bound_of_early_ones() -> None:
+    """Twice what one device can do: bins that began in 1970 would be too wide to show it."""
+    arrival_s = np.arange(200) / 20
+    early, late = (
+        upper_bound(alone(arrival_s=(start_s + arrival_s).tolist(), slo_s=[0.2] * 200)).slo_attainment
+        for start_s in (0.0, 1.7e9)
+    )
+    assert early < 0.53
+    assert late == pytest.approx(early, abs=1e-3)
+
+
+def test_what_fits_nowhere_is_not_reachable_even_with_endless_time() -> None:
+    of = alone(arrival_s=[0.5, 1.0], slo_s=[1.0, np.inf], weight_bytes=(1.0, 2.0))
+    found = upper_bound(of)
+    assert found.slo_attainment == pytest.approx(0.5, abs=1e-5)
+    assert found.reachable == {"m0": 1.0, "m1": 0.0}
+    assert reachable(of, [Traffic.of(of.workload, of.fleet)]) == 1

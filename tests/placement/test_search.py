@@ -11,13 +11,14 @@ import pytest
 from jaxserve.errors import PlacementError
 from jaxserve.placement import Effort, Problem, Progress
 from jaxserve.placement.search import reachable, search
-from jaxserve.placement.training import training_traces
+from jaxserve.placement.training import fresh_traces, training_traces
 from jaxserve.plans import Fleet, ParallelConfig, Profiles
 from jaxserve.simulator import Traffic, simulate
 from jaxserve.workload import Workload, between
 from tests.placement.small import problem
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "placement"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plan"
 
 
 def attainment(of: Problem, placement: object, workload: Workload | None = None) -> float:
@@ -96,6 +97,24 @@ def test_fairness_lifts_the_worst_model() -> None:
     assert worst(fair=True) > worst(fair=False) + 0.05
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fairness_leaves_the_worst_model_no_worse(seed: int) -> None:
+    """The fleet of the README: what is gained for one model differs much between traces, and is no less a gain."""
+
+    def worst(fair: bool) -> float:
+        given = Problem.of(
+            fleet=Fleet.load(EXAMPLE / "fleet.json"),
+            profiles=Profiles.load(EXAMPLE / "profiles.json"),
+            workload=Workload.load(EXAMPLE / "workload.csv"),
+            fair=fair,
+        )
+        placement = search(given, Effort(simulations=3000, seed=seed)).placement
+        scorer = given.scorer()
+        return float((scorer.score(given.shape(placement)).served / scorer.traffic.per_model).min())
+
+    assert worst(fair=True) >= worst(fair=False)
+
+
 def test_a_floor_is_kept_where_it_can_be() -> None:
     given = problem(models=8, rate=24.0, slo_scale=5.0, duration_s=120.0, min_attainment=0.4)
     plan = search(given, Effort(simulations=3000))
@@ -142,3 +161,25 @@ def test_a_long_trace_is_sliced() -> None:
     assert [each.requests for each in traces] == [50_000] * 4
     short = between(long, 0.0, 40.0)
     assert training_traces(short, given.fleet, rng)[0].requests == len(short)
+
+
+def at_once(requests: int) -> Workload:
+    """So many requests of one model at one instant."""
+    return Workload(
+        arrival_s=np.full(requests, 5.0),
+        model=np.zeros(requests, np.int32),
+        model_names=("m0",),
+        slo_s=np.full(requests, 1.0),
+    )
+
+
+def test_slices_of_a_burst_are_not_empty() -> None:
+    traces = training_traces(at_once(250_000), problem().fleet, np.random.default_rng(0))
+    assert [each.requests for each in traces] == [50_000] * 4
+
+
+def test_few_requests_of_which_no_draw_has_any() -> None:
+    given = problem()
+    few = Problem.of(fleet=given.fleet, profiles=given.profiles, workload=at_once(4))
+    assert not fresh_traces(few.workload, few.fleet, np.random.default_rng(0), resamples=3)
+    assert search(few, Effort(simulations=100)).placement.groups

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
 from jaxserve.scheduling import ALONE, Admitted, Grid, Latencies, Scheduler
 from jaxserve.scheduling.batch import MOST_PASSED
+from jaxserve.scheduling.latencies import total_s
 from jaxserve.simulator import Reference, StageTime, as_profiled
 
 SIZES = (1, 2, 4)
@@ -407,72 +408,105 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @dataclasses.dataclass
+class Planned:
+    """A batch of a plan: who is in it, and for how many it is planned at least."""
+
+    members: list[Request]
+    latencies: Latencies
+    reserved: int
+
+    def latency_s(self, *, begun: bool) -> tuple[float, ...]:
+        places = len(self.members) if begun else max(len(self.members), self.reserved)
+        return self.latencies[next(bucket for bucket, size in enumerate(SIZES) if size >= places)]
+
+
+@dataclasses.dataclass
 class Plan:
     """The rule from the top of batch.py by brute force: a group's schedule is worked out from its first batch on."""
 
     stages: int
-    batches: list[tuple[list[Request], tuple[float, ...]]] = dataclasses.field(default_factory=list)
+    batches: list[Planned] = dataclasses.field(default_factory=list)
+    recent: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
-    def work_out(self, batches: Sequence[tuple[list[Request], tuple[float, ...]]]) -> list[tuple[float, list[float]]]:
-        """When each batch begins on stage 0, and the clocks after it."""
+    def work_out(self, batches: Sequence[Planned], now_s: float) -> list[tuple[float, list[float]]]:
+        """When each batch begins on stage 0, and the clocks after it, as is known at a time."""
         clocks = [0.0] * self.stages
         found: list[tuple[float, list[float]]] = []
-        for members, latency_s in batches:
-            begins_s = done_s = max(members[0].arrival_s, clocks[0])
-            for stage, latency in enumerate(latency_s):
+        for batch in batches:
+            begins_s = done_s = max(batch.members[0].arrival_s, clocks[0])
+            for stage, latency in enumerate(batch.latency_s(begun=begins_s <= now_s)):
                 done_s = max(done_s, clocks[stage]) + latency
                 clocks[stage] = done_s
             found.append((begins_s, list(clocks)))
         return found
 
-    def clock(self) -> float:
-        return self.work_out(self.batches)[-1][1][-1] if self.batches else 0.0
+    def clocks(self, now_s: float) -> list[float]:
+        return self.work_out(self.batches, now_s)[-1][1] if self.batches else [0.0] * self.stages
 
-    def decide(self, request: Request, latency_s: Latencies, case: Case) -> bool:
+    def places(self, request: Request, latencies: Latencies, case: Case) -> int:
+        """For how many a batch is planned that the request begins."""
+        if case.max_batch == 1:
+            return 1
+        now_s = request.arrival_s
+        window_s = 8.0 * total_s(latencies[0])
+        expected = 1.0
+        if window_s > 0:
+            rows, when_s = self.recent.get(request.model, (0.0, 0.0))
+            rows /= 1.0 + (now_s - when_s) / window_s
+            self.recent[request.model] = (rows + 1.0, now_s)
+            expected += rows * max(0.0, self.clocks(now_s)[0] - now_s) / window_s
+        places, slowest_s = 1, max(latencies[0])
+        for size, latency_s in zip(SIZES[1:], latencies[1:], strict=True):
+            twice_s = total_s(latency_s) + max(latency_s)
+            if size > case.max_batch or size > expected or twice_s > request.slo_s - case.overhead_s:
+                break
+            if size * slowest_s >= 1.25 * (places * max(latency_s)):
+                places, slowest_s = size, max(latency_s)
+        return places
+
+    def decide(self, request: Request, latencies: Latencies, case: Case) -> bool:
         """Takes a request in; False where it is rejected."""
+        now_s = request.arrival_s
         usable = [size for size in SIZES if size <= case.max_batch]
-        appended = [*self.batches, ([request], latency_s[0])]
-        can_append = self.all_in_time(appended[-1:], self.work_out(appended)[-1:], case)
-        append_s = self.work_out(appended)[-1][1][-1]
-        begun = [begins_s <= request.arrival_s for begins_s, _ in self.work_out(self.batches)]
+        appended = [*self.batches, Planned([request], latencies, self.places(request, latencies, case))]
+        times = self.work_out(appended[:-1], now_s)
+        clocks = times[-1][1] if times else [0.0] * self.stages
+        append_s = now_s
+        for clock, latency in zip(clocks, appended[-1].latency_s(begun=False), strict=True):
+            append_s = max(append_s, clock) + latency
+        can_append = append_s + case.overhead_s - now_s <= request.slo_s
         found: list[tuple[float, int]] = [(append_s, -1)] if can_append else []
-        for index, (members, _) in enumerate(self.batches):
-            together = len(members) + 1
-            if begun[index] or members[0].model != request.model or together > usable[-1]:
+        for index, batch in enumerate(self.batches):
+            together = len(batch.members) + 1
+            if times[index][0] <= now_s or batch.members[0].model != request.model or together > usable[-1]:
                 continue
-            joined = self.joined(index, request, latency_s)
-            times = self.work_out(joined)
-            if self.all_in_time(joined[index:], times[index:], case):
-                found.append((times[-1][1][-1], index))
+            joined = self.joined(index, request)
+            joined_times = self.work_out(joined, now_s)
+            if self.all_in_time(joined[index:], joined_times[index:], case):
+                found.append((joined_times[-1][1][-1], index))
         if found:
             _, best = min(found)
-            self.batches = appended if best < 0 else self.joined(best, request, latency_s)
+            self.batches = appended if best < 0 else self.joined(best, request)
         return bool(found)
 
-    def joined(
-        self, index: int, request: Request, latency_s: Latencies
-    ) -> list[tuple[list[Request], tuple[float, ...]]]:
-        members, _ = self.batches[index]
-        bucket = next(bucket for bucket, size in enumerate(SIZES) if size > len(members))
-        return [*self.batches[:index], ([*members, request], latency_s[bucket]), *self.batches[index + 1 :]]
+    def joined(self, index: int, request: Request) -> list[Planned]:
+        batch = self.batches[index]
+        grown = dataclasses.replace(batch, members=[*batch.members, request])
+        return [*self.batches[:index], grown, *self.batches[index + 1 :]]
 
     @staticmethod
-    def all_in_time(
-        batches: Sequence[tuple[list[Request], tuple[float, ...]]],
-        times: Sequence[tuple[float, list[float]]],
-        case: Case,
-    ) -> bool:
+    def all_in_time(batches: Sequence[Planned], times: Sequence[tuple[float, list[float]]], case: Case) -> bool:
         return all(
             clocks[-1] + case.overhead_s - member.arrival_s <= member.slo_s
-            for (members, _), (_, clocks) in zip(batches, times, strict=True)
-            for member in members
+            for batch, (_, clocks) in zip(batches, times, strict=True)
+            for member in batch.members
         )
 
     def finish_s(self, case: Case) -> dict[int, float]:
         return {
             member.id: clocks[-1] + case.overhead_s
-            for (members, _), (_, clocks) in zip(self.batches, self.work_out(self.batches), strict=True)
-            for member in members
+            for batch, (_, clocks) in zip(self.batches, self.work_out(self.batches, inf), strict=True)
+            for member in batch.members
         }
 
 
@@ -486,7 +520,7 @@ def test_decisions_and_finishes_are_those_of_the_rule_to_the_last_bit(case: Case
         driver.arrive(request)
         holders = [group for group in range(len(plans)) if (group, request.model) in case.latencies]
         if holders:
-            group = min(holders, key=lambda group: plans[group].clock())
+            group = min(holders, key=lambda group: plans[group].clocks(request.arrival_s)[-1])
             taken = plans[group].decide(request, case.latencies[group, request.model], case)
             assert taken == (request.id not in driver.answers)
         for state in made.groups:

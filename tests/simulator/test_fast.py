@@ -119,6 +119,16 @@ def test_a_queue_of_more_batches_than_a_join_may_pass() -> None:
     assert waited_s > MOST_PASSED * 1.5, "no queue was ever so long"
 
 
+@pytest.mark.parametrize("load", [1.0, 2.0, 10.0])
+def test_overload_does_not_undo_batching(load: float) -> None:
+    capacity_hz = 4 / 0.3  # four at once on the slower stage; one by one it is four a second
+    arrivals = np.random.default_rng(0).exponential(1 / (load * capacity_hz), int(500 * load * capacity_hz)).cumsum()
+    rows = [(0.25, 0.1), (0.3, 0.15), (0.3, 0.2), (0.3, 0.25)]
+    case = one_group(*rows, arrival_s=list(arrivals), slo_s=3.0, max_batch=4)
+    served = (run(case, "fast").outcome == SERVED).sum()
+    assert served > 0.9 * 500 * capacity_hz
+
+
 def test_a_dispatch_that_only_the_reference_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = one_group((1.0,), arrival_s=[0.0])
     monkeypatch.setitem(DISPATCHES, "mine", alpaserve)

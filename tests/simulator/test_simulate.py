@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxserve.errors import ConfigError, PlacementError
-from jaxserve.plans import Fleet, FleetModel, Group, Placement, Profile, Profiles
+from jaxserve.plans import Fleet, FleetModel, Group, Placement, Profile, Profiles, Segment
 from jaxserve.simulator import simulate
 from jaxserve.workload import Workload
 
@@ -63,6 +63,32 @@ def test_an_empty_workload() -> None:
     assert summary["requests"] == 0
     assert summary["slo_attainment"] == 1.0
     assert summary["latency_p99_s"] is None
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(
+    "placement",
+    [
+        Placement(groups=()),
+        Placement(groups=(), segments=(Segment(start_s=0.0, groups=()), Segment(start_s=0.5, groups=ONE.groups))),
+    ],
+)
+def test_no_groups(placement: Placement, engine: str) -> None:
+    arrivals = workload(0.0, 1.0)
+    result = simulate(profiles=PROFILES, fleet=FLEET, placement=placement, workload=arrivals, engine=engine)
+    np.testing.assert_array_equal(result.finish_s, [np.nan, 4.0 if placement.segments else np.nan])
+    assert result.to_json()["rejected"] == 2 - len(result.busy)
+
+
+def test_a_config_with_rows_of_larger_batches_only() -> None:
+    for rows, problem in (
+        ((2,), r"has no such row at batch size 1; run `jaxserve profile` for one$"),
+        ((1, 2), r"at batch size 1; run `jaxserve profile` for one, or choose one of \(2, 2\)$"),
+    ):
+        others = tuple(dataclasses.replace(ROW, intra_op=2, batch_size=size) for size in rows)
+        profiles = dataclasses.replace(PROFILES, models={"p": (dataclasses.replace(ROW, batch_size=2), *others)})
+        with pytest.raises(PlacementError, match=problem):
+            simulate(profiles=profiles, fleet=FLEET, placement=ONE, workload=workload(0.0))
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,26 @@ def test_merge_sorts_and_keeps_each_models_slo() -> None:
     np.testing.assert_array_equal(merged.slo_s, [3, 4, 3])
     with pytest.raises(ConfigError, match="1 arrays of arrivals, 2 model names and 1 SLOs"):
         merge([np.zeros(0)], model_names=("a", "b"), slo_s=(1.0,))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: gamma(rate=1.0, cv=1e6, duration_s=10.0, rng=rng),
+        lambda rng: gamma(rate=1e12, cv=1.0, duration_s=10.0, rng=rng),
+        lambda rng: poisson(rate=1e12, duration_s=10.0, rng=rng),
+        lambda rng: deterministic(rate=1e12, duration_s=10.0),
+        lambda rng: shifting(rates=(1e12, 1.0), cv=1.0, period_s=5.0, duration_s=10.0, rng=rng),
+        lambda rng: synthetic(model_names="ab", slo_s=1.0, rate=6e6, cv=1.0, duration_s=10.0, rng=rng),
+    ],
+)
+def test_more_requests_than_can_be_kept_are_refused(draw: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"about \de\+\d\d requests would be drawn, but 5e\+07 are the most; lower the"
+    ):
+        draw(np.random.default_rng(0))
+
+
+def test_more_periods_than_can_be_kept_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"10 s in windows of 1e-09 s are too many windows to keep"):
+        shifting(rates=(1.0,), cv=1.0, period_s=1e-9, duration_s=10.0, rng=np.random.default_rng(0))

@@ -307,3 +307,70 @@ def test_more_refusals() -> None:
         fitted(-1.0, 1.0)
     with pytest.raises(ConfigError, match="slo_s holds 0 arrays"):
         fitted(1.0, 1.0, slo_s=())
+
+
+def at(arrivals: Floats, start_s: float) -> Workload:
+    return one_model(arrivals + start_s)
+
+
+def test_times_of_a_calendar_are_counted_from_the_first_request() -> None:
+    """As much traffic that begins at a Unix time is the same traffic later: windows do not begin in 1970."""
+    arrivals = gamma(rate=10.0, cv=1.0, duration_s=60.0, rng=np.random.default_rng(0))
+    late = fit(at(arrivals, 1.7e9))
+    assert late.start_s == pytest.approx(1.7e9, abs=1)
+    assert late.duration_s == pytest.approx(60, abs=1)
+    assert len(late.rate) <= 2
+    made = late.sample(np.random.default_rng(0))
+    assert (made.arrival_s >= late.start_s).all()
+    assert (made.arrival_s < late.edges_s[-1]).all()
+    assert len(made) == pytest.approx(600, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        np.array([0.0, 1e9]),
+        np.append(0.0, 1.7e9 + np.linspace(0, 60, 599)),
+        np.array([0.0, 1e17]),
+        np.full(5, 1e17),
+        np.linspace(0, 1e6, 50),
+    ],
+)
+def test_there_are_no_more_windows_than_requests(arrivals: Floats) -> None:
+    found = fit(at(arrivals, 0.0))
+    assert found.rate.size <= len(arrivals)
+    made = found.sample(np.random.default_rng(0), posterior=True)
+    assert ((made.arrival_s >= 0) & (made.arrival_s <= found.edges_s[-1])).all()
+
+
+def test_where_a_trace_begins() -> None:
+    silent_first = np.linspace(40, 100, 30)
+    assert fit(at(silent_first, 0.0)).start_s == 0
+    assert fit(at(silent_first, 60.0)).start_s == 100
+    assert fit(at(silent_first, 60.0), duration_s=200.0).start_s == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        (
+            {"rate": 1e12},
+            "about 6e\\+13 requests would be drawn, but 5e\\+07 are the most; give a rate scale of at most",
+        ),
+        (
+            {"cv": 1e6},
+            "the CV scale is 1, but the traffic has CVs of up to 1e\\+06, and none above 1000 is drawn; give",
+        ),
+    ],
+)
+def test_a_sample_has_its_limits(changed: dict[str, float], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        fitted(**{"rate": 1.0, "cv": 1.0, **changed}).sample(np.random.default_rng(0))
+    assert fitted(**{"rate": 1.0, "cv": 1.0, **changed}).requests == 60 * changed.get("rate", 1.0)
+
+
+def test_windows_have_their_limit() -> None:
+    with pytest.raises(ConfigError, match="in windows of 1e-09 s are too many windows to keep; make them"):
+        fit(one_model(np.array([1.0, 2.0])), window_s=1e-9)
+    with pytest.raises(ConfigError, match="too many windows to keep"):
+        fitted(1.0, 1.0, window_s=1e-9)

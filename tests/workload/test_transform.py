@@ -14,6 +14,7 @@ from jaxserve.workload import (
     aligned,
     between,
     combine,
+    merge,
     only,
     rename,
     scale_cv,
@@ -128,3 +129,11 @@ TWO = Workload(arrival_s=np.array([0.0, 1.0]), model=np.array([0, 1]), model_nam
 def test_refusals(call: Callable[[], object], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         call()
+
+
+def test_more_windows_than_can_be_kept_are_refused() -> None:
+    sparse = merge([np.array([0.0, 1e9])], model_names=("a",), slo_s=(1.0,))
+    with pytest.raises(
+        ConfigError, match=r"1e\+09 s in windows of 1 s are too many windows to keep; make them at least"
+    ):
+        windows(sparse, 1.0)

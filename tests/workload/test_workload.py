@@ -1,5 +1,9 @@
 """Workloads: what is refused, and round trips."""
 
+import io
+import json
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +81,7 @@ def test_a_missing_array_and_a_wrong_dtype(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="model has dtype float64"):
         Workload.load(path)
     np.savez(path, **(GOOD | {"model_names": np.array(["a", "b"], object)}))
-    with pytest.raises(FileFormatError, match=r"w\.npz"):
+    with pytest.raises(FileFormatError, match=r"w\.npz: model_names has dtype object, but must be of kind 'U'"):
         Workload.load(path)
 
 
@@ -104,7 +108,9 @@ def test_npz_files_that_hold_something_else(tmp_path: Path) -> None:
     path = tmp_path / "w.npz"
     with open(path, "wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(FileFormatError, match="holds one array"):
+    with pytest.raises(
+        FileFormatError, match=r"it is no .npz file: .*give an .npz file with arrival_s, model, model_names, slo_s"
+    ):
         Workload.load(path)
     path.write_bytes(b"")
     with pytest.raises(FileFormatError, match="cannot be read as a workload"):
@@ -121,6 +127,95 @@ def test_npz_files_that_hold_something_else(tmp_path: Path) -> None:
     path.write_bytes(whole[:at] + bytes(255 - byte for byte in whole[at : at + 8]) + whole[at + 8 :])
     with pytest.raises(FileFormatError, match=r"w\.npz"):
         Workload.load(path)
+
+
+def _npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
+_SHAPE = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        _npy("{'descr': (((, 'shape'"),
+        _npy("'" * 3),
+        _npy("{[]: 1}"),
+        _npy(_SHAPE % "9999999999999"),
+        _npy(_SHAPE % 10**40),
+        _npy(_SHAPE % -1),
+        _npy(_SHAPE % 3),
+    ],
+)
+def test_npz_members_that_are_damaged(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.npz"
+    _save(path, {"arrival_s": content})
+    with pytest.raises(
+        FileFormatError, match=r"w\.npz: arrival_s cannot be read as an array .* write it with np.savez"
+    ):
+        Workload.load(path)
+
+
+def _save(path: Path, members: dict[str, bytes]) -> None:
+    """A good workload, but for these members."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, value in (GOOD | {"model_names": np.array(GOOD["model_names"])}).items():
+            whole = io.BytesIO()
+            np.save(whole, value)
+            file.writestr(f"{name}.npy", members.get(name, whole.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "problem"),
+    [
+        (6, 99, r"w\.npz: cannot be read as a workload \(it is no .npz file: zip file version 9.9\)"),
+        (8, 1, r"w\.npz: arrival_s cannot be read as an array .*encrypted"),
+        (10, 99, r"w\.npz: arrival_s cannot be read as an array .*compression method is not supported"),
+    ],
+)
+def test_zip_files_that_python_cannot_read(tmp_path: Path, offset: int, value: int, problem: str) -> None:
+    path = tmp_path / "w.npz"
+    _save(path, {})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + offset] = value  # in the directory at the end, whose first entry is arrival_s
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match=problem):
+        Workload.load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"# jaxserve\n", np.random.default_rng(0).bytes(300), json.dumps(_SHAPE).encode(), b"", _npy(_SHAPE % 0)],
+)
+def test_what_is_no_npz_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.npz"
+    path.write_bytes(content)
+    with pytest.raises(
+        FileFormatError, match=r"w\.npz: .*it is no .npz file: .*; give an .npz file with arr"
+    ) as raised:
+        Workload.load(path)
+    assert "pickle" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_names_that_no_file_can_hold(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "w.npz"
+    np.savez(path, **(GOOD | {"model_names": np.array(["a", name])}))
+    with pytest.raises(FileFormatError, match=r"w\.npz: .*model_names has .*without NUL and lone surrogates"):
+        Workload.load(path)
+    names = np.array(["a", "b"]).view(np.uint32) | 0x110000  # beyond all characters
+    np.savez(path, **(GOOD | {"model_names": names.view("U1")}))
+    with pytest.raises(FileFormatError, match="model_names cannot be read as an array"):
+        Workload.load(path)
+
+
+def test_a_csv_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "w.csv"
+    path.write_bytes(b"\xef\xbb\xbfarrival_s,model,slo_s\n0.5,a,1.0\n")
+    assert Workload.load(path).arrival_s.tolist() == [0.5]
 
 
 def test_models_are_whole_numbers() -> None:
