@@ -35,8 +35,6 @@ joined any more.
 """
 
 import dataclasses
-import math
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -120,10 +118,9 @@ class Batch:
         self._move_to(smallest_bucket(self.members, self.latencies))
         return self.bucket != planned
 
-    def estimate_anew(self) -> float:
-        """Expects of its stages what has been learnt since it was admitted; returns by how much that differs."""
-        was, self.latency_s = self.latency_s, self.latencies.estimated[self.bucket]
-        return 0.0 if was is self.latency_s else math.fsum(map(abs, map(operator.sub, was, self.latency_s)))
+    def estimate_anew(self) -> None:
+        """Expects of its stages what has been learnt since it was admitted."""
+        self.latency_s = self.latencies.estimated[self.bucket]
 
     def _move_to(self, bucket: int) -> None:
         self.bucket = bucket
@@ -137,11 +134,14 @@ class Join:
     Attributes:
         batch: the batch.
         bucket: the bucket that it moves to.
-        clocks: when each stage of the group will have finished it, and each batch behind it.
+        finish_s: when it will be done.
+        clocks: when each stage of the group will have finished it, and each batch behind it; empty where the join
+            changes none.
     """
 
     batch: Batch
     bucket: int
+    finish_s: float
     clocks: list[list[float]]
 
 
@@ -187,7 +187,7 @@ def clocks_after(clocks: Sequence[float], latency_s: Sequence[float], now_s: flo
     """
     finish_s = now_s
     ahead: list[float] = []
-    for clock, latency in zip(clocks, latency_s, strict=True):
+    for clock, latency in zip(clocks, latency_s):  # noqa: B905  of one length; asking costs a fifth more
         finish_s = (clock if clock > finish_s else finish_s) + latency
         ahead.append(finish_s)
     return ahead
@@ -217,20 +217,30 @@ def best_join(
     best: Join | None = None
     for index, batch in enumerate(waiting):
         bucket = batch.bucket_with(request) if batch.latencies is latencies else None
-        if bucket is not None:
+        if bucket is None:
+            pass
+        elif bucket == batch.bucket:  # nothing is moved
+            finish_s, last_s = batch.clocks[-1], waiting[-1].clocks[-1]
+            if last_s < sooner_than_s and finish_s + overhead_s - request.arrival_s <= request.slo_s:
+                sooner_than_s = last_s
+                best = Join(batch=batch, bucket=bucket, finish_s=finish_s, clocks=[])
+        else:
             done = clocks_after(ahead, latencies.estimated[bucket], now_s)
             if done[-1] < sooner_than_s and in_time((*batch.members, request), done[-1] + overhead_s):
                 clocks = [done]
                 if _follow(waiting[index + 1 :], clocks, sooner_than_s, overhead_s=overhead_s, now_s=now_s):
                     sooner_than_s = clocks[-1][-1]
-                    best = Join(batch=batch, bucket=bucket, clocks=clocks)
+                    best = Join(batch=batch, bucket=bucket, finish_s=done[-1], clocks=clocks)
         ahead = batch.clocks
     return best
 
 
 def in_time(requests: Iterable[Request], finish_s: float) -> bool:
     """Whether an answer at `finish_s` is in time for all of them."""
-    return all(finish_s - request.arrival_s <= request.slo_s for request in requests)
+    for request in requests:  # noqa: SIM110  three times as fast as all()
+        if finish_s - request.arrival_s > request.slo_s:
+            return False
+    return True
 
 
 def _follow(

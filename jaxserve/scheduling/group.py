@@ -16,6 +16,7 @@ needed changes no bit.
 """
 
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
@@ -92,11 +93,13 @@ class GroupState:
     def join(self, request: Request, join: Join) -> None:
         """Takes a request into a batch, as `best_join` has just said."""
         join.batch.take(request, join.bucket)
+        self.queue_length += 1
+        if not join.clocks:
+            return
         behind = list(islice(reversed(self._waiting[0].values()), len(join.clocks)))
         for batch, clocks in zip(reversed(behind), join.clocks, strict=True):
             batch.clocks = clocks
         self._clocks = join.clocks[-1]
-        self.queue_length += 1
 
     def stage_done(self, stage: int, batch_id: int, now_s: float, *, leave: bool = False) -> Batch | None:
         """Ends a batch's turn on a stage; returns it where it thereby leaves the group.
@@ -141,7 +144,10 @@ class GroupState:
         smaller = False
         if stage == 0:
             self.queue_length -= len(batch.members)
-            self._error_s += batch.estimate_anew()
+            planned_s = batch.latency_s
+            batch.estimate_anew()
+            if batch.latency_s is not planned_s:
+                self._error_s += sum(map(abs, map(operator.sub, planned_s, batch.latency_s)))
             smaller = batch.settle()
         self._begin(batch, stage, now_s)
         if smaller:

@@ -7,7 +7,6 @@ time that is over, would refuse every request, and nothing would ever be observe
 import dataclasses
 
 from jaxserve.request import Request
-from jaxserve.scheduling.batch import clocks_after
 from jaxserve.scheduling.group import GroupState
 from jaxserve.scheduling.latencies import StageLatencies
 
@@ -33,4 +32,7 @@ class Replica:
 
     def finish_s(self, request: Request, now_s: float) -> float:
         """When a request that arrives now is expected to leave the last stage, behind all that the group holds."""
-        return clocks_after(self.state.clocks(now_s), self.latency_s(request.bucket), now_s)[-1]
+        finish_s = now_s
+        for clock, latency in zip(self.state.clocks(now_s), self.latency_s(request.bucket)):  # noqa: B905
+            finish_s = (clock if clock > finish_s else finish_s) + latency
+        return finish_s

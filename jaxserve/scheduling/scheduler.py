@@ -142,7 +142,7 @@ class Scheduler:
         if join is not None:
             batch = join.batch
             group.join(request, join)
-            finish_s = join.clocks[0][-1] + self._overhead_s
+            finish_s = join.finish_s + self._overhead_s
         elif late:
             alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
             late_s = finish_s - request.arrival_s - request.slo_s
