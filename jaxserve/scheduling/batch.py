@@ -105,7 +105,7 @@ class Batch:
         self._move_to(bucket)
 
     def let_go(self, request_id: int) -> None:
-        """Takes a member out; a batch that waits then needs no larger bucket than for those who stay."""
+        """Takes a member out; a batch that waits then needs a bucket for those who stay and are expected."""
         self.members = [member for member in self.members if member.id != request_id]
         self.rows = sum(member.rows for member in self.members)
         if self.members and self.waits:
