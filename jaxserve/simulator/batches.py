@@ -105,9 +105,9 @@ def run(traffic, tables, placed, dispatch, overhead_s, served, chosen, finish_s,
                 smaller = settled != at[row]
                 if smaller:
                     _follow(clocks_s, other, other, latency_s, settled, depth[other], begins_s)
-                else:
-                    clocks_s[other] = clocks_s[row]
                 for k in range(depth[other]):
+                    if not smaller:
+                        clocks_s[other, k] = clocks_s[row, k]
                     busy_s[other] += latency_s[settled + k]
                 done_s = clocks_s[other, last] + overhead_s
                 member = first[row]
