@@ -482,8 +482,7 @@ class Engine:
 
     def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
         self._group_metrics[group].begin(stage, now_s)
-        if self._watchdog is None:
-            self._watch(now_s)
+        self._arm_watchdog()
         batch = self._scheduler.groups[group].batch(batch_id)
         work = batch.carries
         if work is None:
@@ -575,14 +574,17 @@ class Engine:
         self.advance(self._clock())
         self._arm()
 
-    def _watch(self, now_s: float) -> None:
+    def _arm_watchdog(self) -> None:
+        if self._watchdog is None and self._stuck_after_s < math.inf and self._loop is not None:
+            self._watchdog = self._loop.call_later(self._stuck_after_s / 4, self._watch)
+
+    def _watch(self) -> None:
         """Looks for stuck stages, and again later for as long as anything is inside."""
-        for group, stage in self._scheduler.find_stuck(now_s=now_s, stuck_after_s=self._stuck_after_s):
-            _log.warning("stage %d of group %d is stuck: the group takes nobody in until it ends", stage, group)
-        assert self._loop is not None
         self._watchdog = None
-        if self._stuck_after_s < math.inf and not all(state.is_idle for state in self._scheduler.groups):
-            self._watchdog = self._loop.call_later(self._stuck_after_s / 4, lambda: self._watch(self._clock()))
+        for group, stage in self._scheduler.find_stuck(now_s=self._clock(), stuck_after_s=self._stuck_after_s):
+            _log.warning("stage %d of group %d is stuck: the group takes nobody in until it ends", stage, group)
+        if not all(state.is_idle for state in self._scheduler.groups):
+            self._arm_watchdog()
 
     # ------------------------------------------------------------------------------------------------------ settling
 

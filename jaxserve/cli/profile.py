@@ -4,19 +4,18 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
 import click
 import jax
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.explain import budget_bytes, parallel_config, short
 from jaxserve.cli.factory import load_models
 from jaxserve.cli.output import check_output
-from jaxserve.cli.show import print_json, print_table, say, stderr, table_of
+from jaxserve.cli.show import Bar, print_json, print_table, say, table_of
 from jaxserve.config import cache_directory
 from jaxserve.errors import ConfigError, PlacementError
 from jaxserve.model import Model
@@ -155,7 +154,7 @@ class _Estimate:
         return estimate(model, config, self._device, weight_budget_bytes=self._budget)
 
 
-class Remaining:
+class Remaining(Bar):
     """Shows how much is done and how long the rest takes: a bar on a terminal, else a line for each step."""
 
     def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -164,18 +163,8 @@ class Remaining:
         self._began_s = clock()
         self._done = 0
         self._name = ""
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[left]}"))
-        self._bar = Progress(*columns, console=stderr, transient=True) if stderr.is_terminal else None
+        super().__init__(TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[left]}"))
         self._task = None if self._bar is None else self._bar.add_task("profiling", total=total, left="")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def begin(self, name: str) -> None:
         """The next step begins."""

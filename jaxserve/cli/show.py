@@ -9,7 +9,7 @@ import click
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.status import Status
 from rich.table import Table
 
@@ -60,18 +60,15 @@ class Telling:
             self._status.update(f"{self._what}: {escape(text)}")
 
 
-class Searching:
-    """Shows, while it is entered, how far a search is and its best so far: a bar on a terminal, else a few lines."""
+class Bar:
+    """A progress bar on standard error while it is entered; None where that is no terminal.
 
-    _QUARTERS = 4  # lines for one search, where there is no terminal
+    Args:
+        columns: of the bar.
+    """
 
-    def __init__(self) -> None:
-        what, best = TextColumn("{task.description}"), TextColumn("{task.fields[best]}")
-        columns = (what, BarColumn(), best, TimeElapsedColumn())
+    def __init__(self, *columns: ProgressColumn) -> None:
         self._bar = Progress(*columns, console=stderr, transient=True) if stderr.is_terminal else None
-        self._task = None
-        self._what = ""
-        self._said = 0
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -81,6 +78,19 @@ class Searching:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Searching(Bar):
+    """Shows, while it is entered, how far a search is and its best so far: a bar on a terminal, else a few lines."""
+
+    _QUARTERS = 4  # lines for one search, where there is no terminal
+
+    def __init__(self) -> None:
+        what, best = TextColumn("{task.description}"), TextColumn("{task.fields[best]}")
+        super().__init__(what, BarColumn(), best, TimeElapsedColumn())
+        self._task = None
+        self._what = ""
+        self._said = 0
 
     def begin(self, what: str) -> None:
         """A search begins, for `what`."""

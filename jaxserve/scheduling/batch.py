@@ -21,9 +21,9 @@ join is feasible, r is appended; where that is not feasible either, it is reject
 If batches were planned for those who are in them and no more, overload would undo batching. Whenever the queue is one
 request's latency short of the deadline the next one would be appended, alone, done just in time; nobody could join it,
 nor any batch ahead of it, without making it late; and so on for ever. So a batch that is appended and has to wait is
-planned for those who are *expected* to join it (`rows_to_reserve`): as many as came of late in as long as it waits, up
-to a size that leaves time to wait for the batch ahead. Its latency is that of the bucket for them all. When it begins
-with fewer, it runs on a smaller bucket, and those behind it are done sooner than planned.
+planned for those who are *expected* to join it (`Replica.rows_to_reserve`): as many as came of late in as long as it
+waits, up to a size that leaves time to wait for the batch ahead. Its latency is that of the bucket for them all. When
+it begins with fewer, it runs on a smaller bucket, and those behind it are done sooner than planned.
 
 So no batch is held back to wait for company: it gathers those who arrive while the stages are busy. And every promise
 is kept as long as stages take what is expected and a smaller bucket takes no longer than a larger one: a join keeps
@@ -39,10 +39,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxserve.request import Request
-from jaxserve.scheduling.latencies import StageLatencies, total_s
+from jaxserve.scheduling.latencies import StageLatencies
 
 MOST_PASSED = 32
-WORTH = 1.25
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -154,30 +153,6 @@ def smallest_bucket(members: Sequence[Request], latencies: StageLatencies, reser
     for member in members:
         cell = grid.united(cell, grid.cell(member.bucket))
     return grid.holding(max(reserved_rows, sum(member.rows for member in members)), cell)
-
-
-def rows_to_reserve(request: Request, latencies: StageLatencies, *, now_s: float, wait_s: float, spare_s: float) -> int:
-    """For how many rows to plan a batch that begins with a request and waits for `wait_s`; 0 for those of it alone.
-
-    As many as are expected to come, of one of the batch sizes on which it takes `spare_s` at most, counting what the
-    slowest stage takes twice; and of the next larger size only where that runs `WORTH` times as many rows a second.
-    """
-    expected = request.rows + latencies.expect(request.rows, now_s, wait_s)
-    grid = latencies.grid
-    cell = grid.cell(request.bucket)
-    slowest_s, rows = max(latencies.estimated[request.bucket]), request.rows
-    reserved = 0
-    for position, size in enumerate(grid.sizes):
-        if size <= request.rows:
-            continue
-        latency_s = latencies.estimated[position * grid.cells + cell]
-        longest_s = max(latency_s)
-        if size > expected or total_s(latency_s) + longest_s > spare_s:
-            break
-        if size * slowest_s >= WORTH * (rows * longest_s):
-            reserved = rows = size
-            slowest_s = longest_s
-    return reserved
 
 
 def clocks_after(clocks: Sequence[float], latency_s: Sequence[float], now_s: float) -> list[float]:

@@ -23,7 +23,6 @@ Latencies = tuple[tuple[float, ...], ...]
 WEIGHT = 0.25
 MOST = 2.0
 NEGLIGIBLE_S = 20e-6
-WINDOW = 8.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -34,28 +33,11 @@ class StageLatencies:
         profiled: what each stage takes on an idle group, for each bucket.
         estimated: what each stage takes by what was observed, for each bucket.
         grid: which of its buckets merged requests run on.
-        recent_rows: what arrived of late, each row weighing the less the longer ago it came.
-        recent_s: when the last of them came.
     """
 
     profiled: Latencies
     estimated: list[tuple[float, ...]]
     grid: Grid
-    recent_rows: float = 0.0
-    recent_s: float = 0.0
-
-    def expect(self, rows: int, now_s: float, wait_s: float) -> float:
-        """How many rows are expected to arrive within `wait_s`, by those that arrived of late; notes that some did.
-
-        Of late is within about `WINDOW` times what the model takes.
-        """
-        window_s = WINDOW * total_s(self.profiled[0])
-        if window_s <= 0.0:
-            return 0.0
-        recent_rows = self.recent_rows / (1.0 + (now_s - self.recent_s) / window_s)
-        self.recent_rows = recent_rows + rows
-        self.recent_s = now_s
-        return recent_rows * wait_s / window_s
 
     def observe(self, bucket: int, stage: int, seen_s: float) -> None:
         """Corrects the estimate of one stage at one bucket by how long it took once."""

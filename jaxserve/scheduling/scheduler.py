@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling.batch import Batch, clocks_after, rows_to_reserve
+from jaxserve.scheduling.batch import Batch, clocks_after
 from jaxserve.scheduling.dispatch import Dispatch, alpaserve
 from jaxserve.scheduling.grid import ALONE, Grid
 from jaxserve.scheduling.group import GroupState
@@ -115,9 +115,8 @@ class Scheduler:
         clocks = group.clocks(now_s)
         reserved_rows, bucket = 0, request.bucket
         if latencies.grid.most_rows > request.rows:
-            reserved_rows = rows_to_reserve(
+            reserved_rows = replica.rows_to_reserve(
                 request,
-                latencies,
                 now_s=now_s,
                 wait_s=max(0.0, clocks[0] - now_s),
                 spare_s=request.slo_s - self._overhead_s,

@@ -40,8 +40,8 @@ appended, row G + 1 for a join that is tried, the others for batches that wait, 
 
 import numpy as np
 
-from jaxserve.scheduling.batch import MOST_PASSED, WORTH
-from jaxserve.scheduling.latencies import WINDOW
+from jaxserve.scheduling.batch import MOST_PASSED
+from jaxserve.scheduling.replica import WINDOW, WORTH
 from jaxserve.simulator.loop import compiled, depths, replicas
 
 DISPATCHES = ("alpaserve", "earliest-finish")
@@ -220,7 +220,7 @@ def run(traffic, tables, placed, dispatch, overhead_s, served, chosen, finish_s,
 
 @compiled
 def _places(recent, latency_s, own, size_of, sizes, most_stages, stages, now_s, wait_s, spare_s):
-    """For how many a batch is planned that waits for so long; `scheduling.batch.rows_to_reserve`, and 1 for none."""
+    """For how many a batch is planned that waits for so long; `Replica.rows_to_reserve`, and 1 for none."""
     window_s = 0.0
     for k in range(stages):
         window_s += latency_s[own + k]

@@ -20,6 +20,7 @@ from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError, ModelError
 from jaxserve.plans import Group, Placement
 from jaxserve.workload import Workload
+from tests.cli.refusals import refused
 
 CASE = Path(__file__).parents[1] / "golden" / "simulator" / "g05_8dev_op2pp4_slo1"
 
@@ -95,12 +96,7 @@ def test_simulate_reads_csv_and_prints_a_table(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_wrong_arguments(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    line = printed.err.splitlines()[-1]
-    assert line.startswith("jaxserve: ")
-    assert problem in line
+    refused(arguments, problem, capsys)
 
 
 @pytest.mark.parametrize("command", [["serve", "tests.cli.served:double"], ["profile", "tests.cli.served:double"]])

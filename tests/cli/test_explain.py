@@ -11,6 +11,7 @@ import pytest
 from jaxserve.cli.explain import short
 from jaxserve.cli.main import run
 from jaxserve.parallel import device_kind
+from tests.cli.refusals import refused
 
 TINY = "tests.cli.explained:tiny"
 PLANNED = "tests.cli.explained:planned"
@@ -92,12 +93,7 @@ def test_a_bucket_and_a_model_are_chosen(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_wrong_arguments(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["explain", *arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    line = printed.err.splitlines()[-1]
-    assert line.startswith("jaxserve: ")
-    assert problem in line
+    refused(["explain", *arguments], problem, capsys)
 
 
 @pytest.mark.parametrize(

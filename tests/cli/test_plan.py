@@ -20,6 +20,7 @@ from jaxserve.cli.plan_tables import ranges
 from jaxserve.cli.signals import FirstInterrupt
 from jaxserve.plans import Fleet, Placement
 from jaxserve.workload import Workload
+from tests.cli.refusals import refused
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "examples" / "plan"
@@ -139,16 +140,6 @@ def test_the_example_of_a_policy(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.chdir(ROOT)
     assert run(plan("--policy", "examples.plan_policy:most_requested_first", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["groups"] == 8
-
-
-def refused(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str], *, code: int = 2) -> None:
-    """Nothing on standard output, and one last line on standard error that says so."""
-    assert run(arguments) == code
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    line = printed.err.splitlines()[-1]
-    assert line.startswith("jaxserve: ")
-    assert problem in line
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxserve import ParallelConfig
-from jaxserve.cli import profile
+from jaxserve.cli import profile, show
 from jaxserve.cli.main import run
 from jaxserve.plans import Profile, Profiles
 
@@ -103,7 +103,7 @@ def test_every_config(devices: int, expected: list[tuple[int, int]]) -> None:
 
 def test_time_left_and_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(profile, "stderr", Console(file=out, force_terminal=True, width=80))
+    monkeypatch.setattr(show, "stderr", Console(file=out, force_terminal=True, width=80))
     now_s = 100.0
 
     def clock() -> float:

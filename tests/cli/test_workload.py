@@ -1,7 +1,6 @@
 """`jaxserve workload`: what it writes and prints, and what it refuses."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from jaxserve.workload import (
     scale_rate,
     synthetic,
 )
+from tests.cli.refusals import refused
 
 FLEET = Path(__file__).parents[2] / "examples" / "plan" / "fleet.json"
 NAMES = [model["name"] for model in json.loads(FLEET.read_text())["models"]]
@@ -73,17 +73,6 @@ def assert_same(given: Workload, expected: Workload) -> None:
     np.testing.assert_array_equal(given.arrival_s, expected.arrival_s)
     np.testing.assert_array_equal(given.model, expected.model)
     np.testing.assert_array_equal(given.slo_s, expected.slo_s)
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], problem: str) -> str:
-    """Exit 2, nothing on standard output, one line on standard error that says so and comes last; it is returned."""
-    assert run(["workload", *arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    line = printed.err.splitlines()[-1]
-    assert line.startswith("jaxserve: ")
-    assert problem in line
-    return line
 
 
 def test_synthetic(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +158,7 @@ def test_broken_rows(inside: Path, capsys: pytest.CaptureFixture[str], trace: st
         assert len(broken) == told
         assert max(map(len, broken)) < 310
         (inside / "out.npz").unlink()
-        line = refused(capsys, [*arguments, "-o", "out.npz", "--strict"], f"{trace}: line 2 has ")
+        line = refused(["workload", *arguments, "-o", "out.npz", "--strict"], f"{trace}: line 2 has ", capsys)
         assert line.endswith(
             f"; mend {'this row' if count == 1 else f'the {count} broken rows'}, or leave out --strict to go on without"
         )
@@ -350,7 +339,7 @@ def test_wrong_arguments(arguments: list[str], problem: str, inside: Path, capsy
     (inside / "bursty.csv").write_text("\n".join(["arrival_s,model,slo_s", *bursts, ""]))
     (inside / "directory.csv").mkdir()
     before = {path.name: path.read_bytes() for path in inside.iterdir() if path.is_file()}
-    refused(capsys, arguments, problem)
+    refused(["workload", *arguments], problem, capsys)
     assert before == {path.name: path.read_bytes() for path in inside.iterdir() if path.is_file()}
 
 
@@ -358,10 +347,10 @@ def test_an_output_that_cannot_be_written_is_found_before_the_trace_is_read(
     inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (inside / "2021.txt").write_text("no trace")
-    refused(capsys, ["azure-2021", "2021.txt", *AB, "-o", "no/out.npz"], "there is no directory no")
+    refused(["workload", "azure-2021", "2021.txt", *AB, "-o", "no/out.npz"], "there is no directory no", capsys)
 
     def full(self: Workload, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Workload, "save", full)
-    refused(capsys, SYNTHETIC, "-o out.npz cannot be written: [Errno 28] No space left on device")
+    refused(["workload", *SYNTHETIC], "-o out.npz cannot be written: [Errno 28] No space left on device", capsys)
