@@ -161,7 +161,7 @@ class Driver:
         admitted = self._scheduler.submit(request, now_s=now_s)
         self.submit_us.append(1e6 * (time.thread_time() - began))
         assert not isinstance(admitted, Rejected)
-        if admitted.begins:
+        if admitted.begins is not None:
             self._begin(admitted.group, 0, id, now_s)
 
     def end_stage(self) -> tuple[int, float]:

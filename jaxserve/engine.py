@@ -32,7 +32,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from jaxserve.cluster import Cluster, Job, LocalCluster, Work
+from jaxserve.cluster import Cluster, Job, Loaded, LocalCluster, Work
 from jaxserve.cluster.default import check_names, default_placement
 from jaxserve.cluster.host import host_latencies, run_on_host
 from jaxserve.cluster.uninterrupted import uninterrupted
@@ -56,8 +56,18 @@ from jaxserve.errors import (
 from jaxserve.metrics import GroupMetrics, ModelMetrics
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Placement
-from jaxserve.request import Done, Failed, FailReason, Rejected, Request, check_deadline
-from jaxserve.scheduling import ALONE, DISPATCHES, Grid, Scheduler
+from jaxserve.request import (
+    Done,
+    Failed,
+    FailReason,
+    RefuseReason,
+    Rejected,
+    Request,
+    check_deadline,
+    check_priority,
+    check_tenant,
+)
+from jaxserve.scheduling import ALONE, DISPATCHES, Grid, Policy, Scheduler, Spare
 
 _log = logging.getLogger("jaxserve.engine")
 Outputs = dict[str, Any]
@@ -75,6 +85,8 @@ class _Pending:
     on_settled: OnSettled
     arrival_s: float
     slo_s: float
+    priority: int
+    tenant: str
     job: Job | None = None
     predicted_finish_s: float = 0.0
     preparation: "asyncio.Future[_Prepared] | None" = None
@@ -95,10 +107,15 @@ class Engine:
         max_batch: requests of one model that wait on one group are merged into batches of up to so many rows, where
             that keeps every deadline; by default up to the model's largest batch size, 1 for never.
         max_queue: how many requests may wait for a group, and how many for pre-processing; more are refused.
-        stuck_after_s: a stage that runs for longer than this, and for 20 times as long as expected, is stuck: its group
-            takes nobody in until it ends, and a warning is logged.
+        max_overtakings: how often a request that waits may be overtaken by ones of higher priority for its model; 0 if
+            priorities are to count for nothing.
+        shares: weights of tenants, 1 for those who are not named: by these they share what cannot serve all; None if
+            tenants are to count for nothing.
+        spare_bytes: what the weights of spares, which the placement's groups load on demand, may take of each device.
+        stuck_after_s: a stage that runs for longer than this, and than ten times what it keeps 99 of 100 times, is
+            stuck: its group takes nobody in until it ends, and a warning is logged.
         progress: told in a few words what is being loaded; may be called from other threads.
-        clock: seconds, monotonic.
+        clock: seconds. Where it goes back it is taken to stand still until it has caught up.
 
     Raises:
         PlacementError, ConfigError, ModelError: what was given does not fit together.
@@ -115,6 +132,9 @@ class Engine:
         overhead_s: float = 0.0,
         max_batch: int | None = None,
         max_queue: int = 10_000,
+        max_overtakings: int = 0,
+        shares: Mapping[str, float] | None = None,
+        spare_bytes: float | None = None,
         stuck_after_s: float = 10.0,
         progress: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -137,11 +157,21 @@ class Engine:
             raise PlacementError(
                 "the placement has segments; an engine takes one without, as it does not re-place models"
             )
+        if spare_bytes is not None and not 0 <= spare_bytes < math.inf:
+            raise ConfigError(f"spare_bytes is {spare_bytes}, but must be finite and not negative")
+        has_spares = placement is not None and any(group.spares for group in placement.groups)
+        if has_spares != (spare_bytes is not None):
+            what = "has spares" if has_spares else "has no spares"
+            raise ConfigError(
+                f"spare_bytes is {spare_bytes}, but the placement {what}; give spare_bytes, what they may take of each "
+                f"device, where there are spares, and only there"
+            )
         self._first = models
         check_names(self._first, placement)
         if placement is None:
             placement = default_placement(self._first, jax.devices() if devices is None else devices)
         self._placement = placement
+        clock = clock if clock is time.monotonic else _never_back(clock)
         self._cluster: Cluster = cluster or LocalCluster(
             placement.groups, devices=devices, progress=progress, clock=clock
         )
@@ -150,19 +180,28 @@ class Engine:
                 f"the cluster has {len(self._cluster.stages)} groups, but the placement has {len(placement.groups)}"
             )
         self._clock = clock
-        self._scheduler = Scheduler(dispatch=DISPATCHES[dispatch], overhead_s=overhead_s, max_queue=max_queue)
+        self._scheduler = Scheduler(
+            dispatch=DISPATCHES[dispatch],
+            overhead_s=overhead_s,
+            max_queue=max_queue,
+            policy=Policy(max_overtakings=max_overtakings, shares=shares),
+        )
         self._max_queue = max_queue
         self._stuck_after_s = stuck_after_s
         self._watchdog: asyncio.TimerHandle | None = None
         self._group_metrics: list[GroupMetrics] = []
         for stages in (*self._cluster.stages, 1):  # the last one is for models that need no device
-            self._scheduler.add_group(stages)
+            spares = None if spare_bytes is None else [spare_bytes] * stages
+            self._scheduler.add_group(stages, spare_bytes=spares)
             self._group_metrics.append(GroupMetrics(stages=stages))
         self._host_group = len(self._cluster.stages)
         self._max_batch = max_batch or sys.maxsize
+        for model in models:
+            self._grid(model)
         self._models: dict[str, Model] = {}
         self._metrics: dict[str, ModelMetrics] = {}
         self._groups_of: dict[str, list[int]] = {}
+        self._spares: dict[str, Model] = {}
         self._latency_s: dict[str, float] = {}
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
@@ -242,14 +281,22 @@ class Engine:
                 raise EngineStopped("the engine is not running; load models inside its `async with` block")
             if model.name in self._models:
                 raise ModelError(f"a model named {model.name!r} is loaded; unload it first, or choose another name")
+            grid = self._grid(model)
             placed: list[int] = []
             fastest_s = math.inf
             try:
                 for group in self._groups_for(model):
-                    latencies = host_latencies(model) if model.on_host else await self._cluster.load(group, model)
+                    loaded = await self._load_on(group, model)
                     placed.append(group)
-                    self._scheduler.place(group, model.name, latencies, self._grid(model))
-                    fastest_s = min(fastest_s, sum(latencies[0]))
+                    self._scheduler.place(
+                        group,
+                        model.name,
+                        loaded.latency_s,
+                        grid,
+                        max_wait_s=model.max_wait_s,
+                        spare=Spare.of(loaded.weight_bytes, loaded.restore_s) if loaded.restore_s else None,
+                    )
+                    fastest_s = min(fastest_s, sum(loaded.latency_s[0]))
             except BaseException:
                 for group in placed:
                     await self._withdraw(group, model)
@@ -258,6 +305,14 @@ class Engine:
             self._latency_s[model.name] = fastest_s
             self._metrics[model.name] = ModelMetrics()
             self._models[model.name] = model
+
+    async def _load_on(self, group: int, model: Model) -> Loaded:
+        if model.on_host:
+            return Loaded(latency_s=host_latencies(model))
+        spare = model.name in self._placement.groups[group].spares
+        if spare:
+            self._spares[model.name] = model
+        return await self._cluster.load(group, model, spare=spare)
 
     async def unload(self, name: str) -> None:
         """Takes a model out: no new requests, waits for those inside, then gives its memory back.
@@ -280,6 +335,7 @@ class Engine:
             for group in self._groups_of.pop(name):
                 await self._withdraw(group, model)
             del self._metrics[name], self._latency_s[name]
+            self._spares.pop(name, None)
 
     async def _withdraw(self, group: int, model: Model) -> None:
         self._scheduler.withdraw(group, model.name)
@@ -290,14 +346,20 @@ class Engine:
     def _grid(self, model: Model) -> Grid:
         if model.on_host:
             return ALONE
+        if model.max_wait_s > 0 and self._max_batch == 1:
+            raise ConfigError(
+                f"model {model.name!r} waits for company, max_wait_s is {model.max_wait_s:g}, but with max_batch=1 "
+                f"nobody can join; take one of the two away"
+            )
         batch_sizes, *others = model.bucket_axes
         return Grid(batch_sizes, [len(sizes) for sizes in others], max_batch=self._max_batch)
 
     def _groups_for(self, model: Model) -> list[int]:
         if model.on_host:
             return [self._host_group]
-        named = [index for index, group in enumerate(self._placement.groups) if model.name in group.models]
-        return named or list(range(len(self._placement.groups)))
+        groups = self._placement.groups
+        named = [index for index, group in enumerate(groups) if model.name in (*group.models, *group.spares)]
+        return named or list(range(len(groups)))
 
     def _model(self, name: str) -> Model:
         model = self._models.get(name) if isinstance(name, str) else None
@@ -308,18 +370,29 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------------------- requests
 
-    async def infer(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None = None) -> Outputs:
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> Outputs:
         """Runs one request; returns its outputs by name, as numpy arrays, which may be read-only.
 
         Args:
             model: name of the model.
             inputs: arrays (or lists) by name, with the batch first.
             deadline_s: seconds from now within which the answer is wanted; by default the model's.
+            priority: of those who wait for one model, the higher goes first, where the engine has `max_overtakings`;
+                from -10 to 10.
+            tenant: whose request it is, where the engine has `shares`.
 
         Raises:
             ModelNotFound, InvalidInput: the call is wrong.
             DeadlineRefused: it could not have been in time; says when it would have finished, and when to try again.
-            QueueFull: too many wait already; says when to try again.
+            QueueFull: too many wait already, or too much of the tenant; says when to try again.
             DeadlineExceeded: it was admitted, but was not in time.
             ModelFailed: the model raised.
             GroupFailed: its group was lost.
@@ -334,7 +407,14 @@ class Engine:
         answer: asyncio.Future[Outputs] = loop.create_future()
         if isinstance(inputs, Mapping):  # the caller may fill its arrays anew before these have been read
             inputs = {name: value.copy() if type(value) is np.ndarray else value for name, value in inputs.items()}
-        ticket = self.submit(model, inputs, deadline_s=deadline_s, on_settled=functools.partial(_fulfil, answer))
+        ticket = self.submit(
+            model,
+            inputs,
+            deadline_s=deadline_s,
+            on_settled=functools.partial(_fulfil, answer),
+            priority=priority,
+            tenant=tenant,
+        )
         try:
             return await answer
         except asyncio.CancelledError:
@@ -343,7 +423,16 @@ class Engine:
         finally:
             del answer, inputs  # else an error, its traceback and this frame would keep each other alive
 
-    def submit(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None, on_settled: OnSettled) -> int:
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float | None,
+        on_settled: OnSettled,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> int:
         """Starts one request; `on_settled` gets its outputs or its error, exactly once, on the loop's thread.
 
         It may get them before this returns, and nothing is raised. Call it on the engine's loop, and leave the arrays
@@ -363,7 +452,7 @@ class Engine:
         metrics = self._metrics[model]
         try:
             slo_s = _slo_s(deadline_s, served)
-            pending = _Pending(served, on_settled, now_s, slo_s)
+            pending = _Pending(served, on_settled, now_s, slo_s, check_priority(priority), check_tenant(tenant))
             prepared = None if served.preprocess is not None else _prepare(served, inputs)
         except Exception as error:  # what is no array may raise anything as it is made one
             metrics.invalid += 1
@@ -440,12 +529,16 @@ class Engine:
             slo_s=pending.slo_s,
             bucket=bucket,
             rows=sizes["batch"],
+            priority=pending.priority,
+            tenant=pending.tenant,
         )
         decision = self._scheduler.submit(request, now_s=now_s, expires=not model.on_host)
         if isinstance(decision, Rejected):
             self._metrics[model.name].refused += 1
             self._pending[ticket] = pending
             self._settle(ticket, _refused(request, decision))
+            if decision.reason is RefuseReason.COLD:
+                self._preload(model.name, now_s)
             return -1
         pending.predicted_finish_s = decision.predicted_finish_s
         pending.job = Job(request, inputs, sizes)
@@ -453,11 +546,20 @@ class Engine:
         if model.on_host:
             self._serve_on_host(model, pending.job, now_s)
             return ticket if ticket in self._pending else -1
-        if decision.begins:
-            self._begin(decision.group, 0, ticket, now_s)
-        if min(request.deadline_s, self._cluster.next_end_s) < self._timer_s:
+        if decision.begins is not None:
+            self._begin(decision.group, 0, decision.begins, now_s)
+        if min(request.deadline_s, self._cluster.next_end_s, self._scheduler.next_release_s) < self._timer_s:
             self._arm()
         return ticket
+
+    def _preload(self, model: str, now_s: float) -> None:
+        """Has a spare brought that was asked for in vain."""
+        brought = self._scheduler.preload(model, now_s=now_s)
+        if brought is not None:
+            group, batch_id = brought
+            if batch_id is not None:
+                self._begin(group, 0, batch_id, now_s)
+            self._arm()
 
     # ---------------------------------------------------------------------------------------- what a cluster reports
 
@@ -467,6 +569,8 @@ class Engine:
         step = self._scheduler.stage_done(group, stage, work.batch_id, now_s=now_s, failed=work.error is not None)
         for next_stage, batch_id in step.begins:
             self._begin(group, next_stage, batch_id, now_s)
+        if work.leaving is not None and work.error is not None:
+            _log.warning("model %s could not be brought to group %d: %s", work.model.name, group, work.error)
         for outcome in step.outcomes:
             self._finish(work.model, outcome, work.error, now_s)
         self._idle.set()
@@ -485,7 +589,9 @@ class Engine:
         self._arm_watchdog()
         batch = self._scheduler.groups[group].batch(batch_id)
         work = batch.carries
-        if work is None:
+        if work is None and batch.leaving is not None:
+            work = batch.carries = Work(batch_id, self._spares[batch.first.model], 0, (), batch.leaving)
+        elif work is None:
             pending = [self._pending[member.id] for member in batch.members]
             jobs = [each.job for each in pending if each.job is not None]
             work = batch.carries = Work(batch_id, pending[0].model, batch.bucket, jobs)
@@ -548,14 +654,20 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------------- time
 
     def advance(self, now_s: float) -> None:
-        """Lets happen what is due: at each instant ends of stages first, then deadlines."""
+        """Lets happen what is due: at each instant ends of stages, then ends of waiting for company, then deadlines."""
         while True:
             end_s = self._cluster.next_end_s
+            release_s = self._scheduler.next_release_s
             deadline_s = self._scheduler.next_deadline_s
-            if min(end_s, deadline_s) > now_s:
+            next_s = min(end_s, release_s, deadline_s)
+            if next_s > now_s:
                 return
-            if end_s <= deadline_s:
+            if end_s == next_s:
                 self._cluster.report_next()
+                continue
+            if release_s == next_s:
+                for group, batch_id in self._scheduler.release(now_s=release_s):
+                    self._begin(group, 0, batch_id, release_s)
                 continue
             for failed in self._scheduler.expire(now_s=deadline_s):
                 self._settle_expired(failed.id)
@@ -565,7 +677,8 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timer_s = min(self._cluster.next_end_s, self._scheduler.next_deadline_s)
+        scheduler = self._scheduler
+        self._timer_s = min(self._cluster.next_end_s, scheduler.next_release_s, scheduler.next_deadline_s)
         if self._timer_s < math.inf and self._loop is not None:
             self._timer = self._loop.call_later(max(0.0, self._timer_s - self._clock()), self._on_timer)
 
@@ -652,6 +765,7 @@ class Engine:
         groups = [
             {
                 "models": [name for name, held in self._groups_of.items() if index in held],
+                "resident_spares": state.residency.resident,
                 "stages": metrics.stages,
                 "healthy": state.healthy and not state.stuck,
                 "requests": metrics.requests,
@@ -693,6 +807,18 @@ class Engine:
         ]
 
 
+def _never_back(clock: Callable[[], float]) -> Callable[[], float]:
+    """A clock like this one that never says less than before."""
+    latest_s = -math.inf
+
+    def now() -> float:
+        nonlocal latest_s
+        latest_s = max(latest_s, clock())
+        return latest_s
+
+    return now
+
+
 def _plain(spec: TensorSpec) -> dict[str, Any]:
     return {"shape": list(spec.shape), "dtype": spec.dtype}
 
@@ -718,10 +844,17 @@ def _fulfil(answer: "asyncio.Future[Outputs]", result: Outputs | InferenceError)
 
 
 def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | QueueFull | GroupFailed:
-    if rejected.full:
+    if rejected.reason is RefuseReason.FULL:
         return QueueFull(
             f"as many requests wait as are allowed to; try again in {rejected.retry_after_s:.2g} s",
             retry_after_s=rejected.retry_after_s,
+        )
+    if rejected.reason is RefuseReason.SHARE:
+        return QueueFull(
+            f"tenant {request.tenant!r} has as much waiting as its share allows; try again in "
+            f"{rejected.retry_after_s:.2g} s",
+            retry_after_s=rejected.retry_after_s,
+            tenant=request.tenant,
         )
     if rejected.predicted_finish_s == math.inf:
         return GroupFailed(f"no healthy group holds model {request.model!r} at present; try again later")

@@ -80,7 +80,7 @@ class ModelNotFound(InferenceError, LookupError):
 
 
 class InvalidInput(InferenceError, ValueError):
-    """Inputs or a deadline that do not fit the model's signature."""
+    """Inputs that do not fit the model's signature, or a deadline, priority or tenant that is none."""
 
     code = "invalid_input"
 
@@ -114,7 +114,7 @@ class DeadlineRefused(InferenceError, TimeoutError):
 
 
 class QueueFull(InferenceError):
-    """Refused on arrival: as many requests wait as are allowed to.
+    """Refused on arrival: as many requests wait as are allowed to, of all or of its tenant, which `details` then names.
 
     Attributes:
         retry_after_s: seconds after which there is expected to be room.

@@ -12,6 +12,9 @@ import reprlib
 
 from jaxserve.errors import InvalidInput
 
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -10, 10
+LONGEST_TENANT = 128
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Request:
@@ -24,6 +27,8 @@ class Request:
         rows: size of its batch dimension: how much of a bucket's batch it takes.
         arrival_s: engine clock when the call was decoded.
         slo_s: seconds after `arrival_s` within which an answer is worth something.
+        priority: of two that wait for one model, the higher one goes first, where the scheduler is to heed it.
+        tenant: whose it is, where the scheduler is to share fairly among tenants.
     """
 
     id: int
@@ -32,6 +37,8 @@ class Request:
     slo_s: float = math.inf
     bucket: int = 0
     rows: int = 1
+    priority: int = 0
+    tenant: str = ""
 
     @property
     def deadline_s(self) -> float:
@@ -58,6 +65,15 @@ class Done:
     finish_s: float
 
 
+class RefuseReason(enum.Enum):
+    """Why a request was not taken in."""
+
+    LATE = "late"
+    COLD = "cold"
+    FULL = "full"
+    SHARE = "share"
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Rejected:
     """Refused on arrival.
@@ -67,13 +83,14 @@ class Rejected:
         predicted_finish_s: engine clock when it would have been answered; infinite where no group holds the model.
         retry_after_s: seconds after which another one like it may be taken in, where nothing else arrives meanwhile;
             infinite where it would not be in time even on an idle group.
-        full: whether the queue was full; otherwise the finish was too late.
+        reason: its finish would be late, or only because its model has to be brought to the devices first; the queue is
+            full; or its tenant has its share of the queue.
     """
 
     id: int
     predicted_finish_s: float
     retry_after_s: float = math.inf
-    full: bool = False
+    reason: RefuseReason = RefuseReason.LATE
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -108,3 +125,31 @@ def check_deadline(deadline_s: object) -> float:
             f"greater than 0; leave it out for the model's own"
         )
     return seconds
+
+
+def check_priority(priority: object) -> int:
+    """A priority that a caller gave; the higher, the sooner.
+
+    Raises:
+        InvalidInput: it is not a whole number from `LOWEST_PRIORITY` to `HIGHEST_PRIORITY`.
+    """
+    if type(priority) is not int or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+        raise InvalidInput(
+            f"priority is {reprlib.repr(priority)}, but must be a whole number from {LOWEST_PRIORITY} to "
+            f"{HIGHEST_PRIORITY}; the higher, the sooner, and 0 unless given"
+        )
+    return priority
+
+
+def check_tenant(tenant: object) -> str:
+    """The name of a tenant that a caller gave; empty for none.
+
+    Raises:
+        InvalidInput: it is not text of at most `LONGEST_TENANT` characters.
+    """
+    if type(tenant) is not str or len(tenant) > LONGEST_TENANT:
+        raise InvalidInput(
+            f"tenant is {reprlib.repr(tenant)}, but must be text of at most {LONGEST_TENANT} characters, the name of "
+            f"whoever is to get a share"
+        )
+    return tenant

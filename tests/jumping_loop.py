@@ -22,8 +22,13 @@ class JumpingLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now_s
 
+    @property
+    def timers(self) -> list[float]:
+        """When the timers that are set are due, in no order."""
+        return [handle.when() for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+
     def _run_once(self) -> None:
-        timers = [handle.when() for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+        timers = self.timers
         if not self._ready:  # type: ignore[attr-defined]
             if not timers:
                 raise Deadlock("every task waits for something that nothing will bring")

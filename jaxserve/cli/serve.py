@@ -5,12 +5,15 @@ import contextlib
 import errno
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.factory import load_models
+from jaxserve.cli.policies import engine_options, parse_shares
 from jaxserve.cli.show import Telling, say
 from jaxserve.cli.signals import StopSignals
 from jaxserve.config import cache_directory
@@ -34,6 +37,7 @@ from jaxserve.server import NativeServer, check_unix_path
 @click.option("--grpc-port", type=int, metavar="N", help="Reserved: gRPC is not served yet.")
 @click.option("--unix", type=Path, metavar="PATH", help="A Unix socket to listen on as well.")
 @click.option("--grace-s", default=30.0, show_default=True, help="Seconds that requests in flight have on SIGTERM.")
+@engine_options
 @click.option("--cpu-devices", type=int, metavar="N", help="Serve on N fake CPU devices.")
 def command(
     models: str,
@@ -45,6 +49,8 @@ def command(
     unix: Path | None,
     grace_s: float,
     cpu_devices: int | None,
+    shares: str | None,
+    **scheduling: Any,
 ) -> None:
     """Serve the models at MODULE:ATTRIBUTE: a jaxserve.Model, a list of them, or a function that returns either.
 
@@ -57,12 +63,13 @@ def command(
     if unix is not None:
         check_unix_path(unix)
     placed = None if placement is None else Placement.load(placement)
+    scheduling["shares"] = None if shares is None else parse_shares(shares)
     use_cpu_devices(cpu_devices)
     loaded = load_models(models)
     cache = enable_compilation_cache(cache_directory() / "programs")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
-            runner.run(_serve(loaded, placed, cache, host=host, port=port, unix=unix, grace_s=grace_s))
+            runner.run(_serve(loaded, placed, cache, scheduling, host=host, port=port, unix=unix, grace_s=grace_s))
         except asyncio.CancelledError:
             say("stopped while loading")
             raise click.exceptions.Exit(1) from None
@@ -103,6 +110,7 @@ async def _serve(
     models: list[Model],
     placement: Placement | None,
     cache: CompilationCache,
+    scheduling: Mapping[str, Any],
     *,
     host: str,
     port: int,
@@ -112,7 +120,9 @@ async def _serve(
     signals = StopSignals()
     began_s = time.monotonic()
     tell = Telling("loading")
-    engine = Engine(models, placement=placement, progress=tell)  # finds mistakes before anything is said to be loading
+    engine = Engine(
+        models, placement=placement, progress=tell, **scheduling
+    )  # finds mistakes before anything is said to be loading
     async with contextlib.AsyncExitStack() as stack:
         with tell:
             await stack.enter_async_context(engine)

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Group
 from rich.markup import escape
 
+from jaxserve.cli.policies import parse_shares, policy_options
 from jaxserve.cli.show import milliseconds, percent, print_json, print_table, table_of
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, Placement, Profiles, write_bytes
@@ -25,6 +26,7 @@ from jaxserve.workload import Workload
 @click.option("--dispatch", default="alpaserve", help=f"How a group is chosen: {', '.join(DISPATCHES)}.")
 @click.option("--overhead-s", default=0.0, help="Seconds that an answer costs beyond its stages.")
 @click.option("--max-batch", default=1, help="How many requests are merged into a batch at most.")
+@policy_options
 @click.option("--engine", type=click.Choice(ENGINES), default="fast", help="Which simulator; both decide alike.")
 @click.option("--per-request", type=Path, metavar="OUT.npz", help="Where to write what became of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -36,6 +38,8 @@ def command(
     dispatch: str,
     overhead_s: float,
     max_batch: int,
+    max_overtakings: int,
+    shares: str | None,
     engine: str,
     per_request: Path | None,
     as_json: bool,
@@ -49,6 +53,8 @@ def command(
         dispatch=dispatch,
         overhead_s=overhead_s,
         max_batch=max_batch,
+        max_overtakings=max_overtakings,
+        shares=None if shares is None else parse_shares(shares),
         engine=engine,
     )
     if per_request is not None:
@@ -73,7 +79,15 @@ def _print(result: SimulationResult) -> None:
     models = table_of(["model"], ["requests", "SLO %"])
     for name, counted in summary["per_model"].items():
         models.add_row(escape(name), str(counted["requests"]), percent(counted["slo_attainment"]))
+    classes = [(what, summary[f"per_{what}"]) for what in ("priority", "tenant") if f"per_{what}" in summary]
+    tables = [models]
+    for what, counted in classes:
+        table = table_of([what], ["requests", "SLO %", "p50 ms"])
+        for name, each in counted.items():
+            p50 = milliseconds(each["latency_p50_s"])
+            table.add_row(escape(name) or "(none)", str(each["requests"]), percent(each["slo_attainment"]), p50)
+        tables.append(table)
     groups = table_of(["group"], ["requests", "busy %"])
     for index, group in enumerate(summary["per_group"]):
         groups.add_row(str(index), str(group["requests"]), percent(group["utilization"]))
-    print_table(Group(models, "", groups))
+    print_table(Group(*(part for table in (*tables, groups) for part in (table, ""))))

@@ -17,11 +17,13 @@ from jaxserve.cli.output import check_output
 from jaxserve.cli.show import Telling, print_json, print_table, say, table_of
 from jaxserve.errors import ConfigError, FileFormatError
 from jaxserve.plans import Fleet
+from jaxserve.request import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from jaxserve.workload import (
     Fitted,
     Skipped,
     Workload,
     between,
+    combine,
     fit,
     only,
     read_azure_2019,
@@ -30,8 +32,10 @@ from jaxserve.workload import (
     scale_rate,
     scale_slo,
     synthetic,
+    with_priority,
+    with_tenant,
 )
-from jaxserve.workload.checks import MOST_CV
+from jaxserve.workload.checks import MOST_CV, check_tenant_name
 from jaxserve.workload.dealing import Deal
 
 _SUFFIXES = (".npz", ".csv")
@@ -102,12 +106,15 @@ class _Redraw:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Result:
-    """Where the workload goes, and how that is told."""
+    """Where the workload goes, how that is told, and what its requests are to be; None where they stay as they are."""
 
     output: Path
+    priority: int | None
+    tenant: str | None
     as_json: bool
 
     def __post_init__(self) -> None:
+        check_tenant_name(self.tenant or "")
         if self.output.suffix not in _SUFFIXES:
             raise ConfigError(f"-o {self.output} ends in neither .npz nor .csv, which say its format; add one of them")
         check_output("-o", self.output, example="workload.npz")
@@ -121,6 +128,10 @@ class _Result:
         """Writes it, and prints what it holds."""
         if not len(workload):
             raise ConfigError(f"no requests came of it, so {self.output} was not written; ask for more time or rate")
+        if self.priority is not None:
+            workload = with_priority(workload, self.priority)
+        if self.tenant is not None:
+            workload = with_tenant(workload, self.tenant)
         try:
             with _telling(f"writing {self.output.name}", requests=len(workload)):
                 workload.save(self.output)
@@ -183,13 +194,16 @@ _rate_scale = click.option("--rate-scale", type=_FACTOR, help=_DRAW_ANEW + "rate
 _cv_scale = click.option("--cv-scale", type=_CV_FACTOR, help=_DRAW_ANEW + "CV.")
 _windows_help = "Draw the requests anew, fitted in windows of this length."
 _windows = click.option("--refit-window-s", "window_s", type=_Number(), help=_windows_help)
+_priorities = click.IntRange(LOWEST_PRIORITY, HIGHEST_PRIORITY)
+_priority = click.option("--priority", type=_priorities, help="Of all these requests; the higher goes first.")
+_tenant = click.option("--tenant", metavar="NAME", help="Whose all these requests are.")
 _output = click.option("-o", "--output", type=Path, required=True, metavar="FILE", help="Write .npz or .csv here.")
 
 _for_models = _gathered(
     "models", _models, _fleet, click.option("--models", metavar="A,B", help="In place of --fleet: names."), _slo
 )
 _redrawn = _gathered("redraw", _Redraw, _windows, _rate_scale, _cv_scale, _seed)
-_written = _gathered("result", _Result, _output, _json)
+_written = _gathered("result", _Result, _priority, _tenant, _output, _json)
 
 
 @click.group("workload", no_args_is_help=False)
@@ -388,11 +402,23 @@ def _cut(workload: Path, start_s: float, end_s: float | None, models: str | None
     result.write(kept if names is None else only(kept, names))
 
 
+@command.command("merge")
+@click.argument("workloads", type=_FILE, nargs=-1, required=True, metavar="WORKLOAD...")
+@_written
+def _merge(workloads: Sequence[Path], result: _Result) -> None:
+    """Put the requests of several workloads together.
+
+    Models of one name become one model, and tenants one tenant. Other commands give all requests that they write a
+    --priority or --tenant: what they wrote can be merged to mixed traffic.
+    """
+    result.write(combine([_load(each) for each in workloads]))
+
+
 @command.command("show")
 @click.argument("workload", type=_FILE)
 @_json
 def _show(workload: Path, as_json: bool) -> None:
-    """Show the requests, rate and CV of each model."""
+    """Show the requests, rate and CV of each model, and how many requests each priority and tenant has."""
     described = _described(_load(workload))
     if as_json:
         print_json(described)
@@ -403,6 +429,13 @@ def _show(workload: Path, as_json: bool) -> None:
         slos = " to ".join(dict.fromkeys(_figure(each) for each in model["slo_s"]))
         table.add_row(escape(name), str(model["requests"]), _figure(model["rate"]), _figure(model["cv"]), slos)
     print_table(table)
+    for what in ("priority", "tenant"):
+        if f"per_{what}" in described:
+            counts = table_of([what], ["requests"])
+            for name, counted in described[f"per_{what}"].items():
+                counts.add_row(escape(name) or "-", str(counted["requests"]))
+            click.echo()
+            print_table(counts)
 
 
 def _names(given: str) -> tuple[str, ...]:
@@ -500,7 +533,10 @@ def _or_inf(end_s: float | None) -> float:
 
 
 def _described(workload: Workload) -> dict[str, Any]:
-    """What a workload holds, as JSON; null is what too few requests tell, and an SLO that is none."""
+    """What a workload holds, as JSON; null is what too few requests tell, and an SLO that is none.
+
+    Priorities and tenants are among it where some request has one.
+    """
     last_s = float(workload.arrival_s[-1]) if len(workload) else 0.0
     order = np.argsort(workload.model, kind="stable")
     ends = np.cumsum(np.bincount(workload.model, minlength=len(workload.model_names)))[:-1]
@@ -514,7 +550,15 @@ def _described(workload: Workload) -> dict[str, Any]:
         }
         for name, arrival_s, slo_s in zip(workload.model_names, arrivals, slos, strict=False)
     }
-    return {**_counted(workload.arrival_s, last_s), "duration_s": last_s, "per_model": per_model}
+    further = {
+        field: {str(name): {"requests": count} for name, count in counts.items()}
+        for field, counts, unused in (
+            ("per_priority", workload.requests_by_priority(), 0),
+            ("per_tenant", workload.requests_by_tenant(), ""),
+        )
+        if counts.keys() - {unused}
+    }
+    return {**_counted(workload.arrival_s, last_s), "duration_s": last_s, "per_model": per_model, **further}
 
 
 def _counted(arrival_s: Any, last_s: float) -> dict[str, Any]:

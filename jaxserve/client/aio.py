@@ -28,7 +28,7 @@ from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.messages import Value
 from jaxserve.protocols.native import DEFAULT_MAX_FRAME_BYTES, LARGEST_FRAME_BYTES
 from jaxserve.protocols.tensors import Unencodable
-from jaxserve.request import check_deadline
+from jaxserve.request import check_deadline, check_priority, check_tenant
 
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 2.0
@@ -120,7 +120,13 @@ class AsyncClient:
             self._reconnecting.result()  # it ends only by being cancelled, or by a fault that must not stay unseen
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> dict[str, np.ndarray]:
         """Runs `model` on the server.
 
@@ -129,18 +135,23 @@ class AsyncClient:
             inputs: by name: a numpy array (or what becomes one), a number, a nested list of numbers, a list of str.
                 Arrays must not change before the call returns, for large ones are sent without a copy.
             deadline_s: seconds that the whole call may take, the network included; None for the model's default.
+            priority: of requests that wait for one model, those of higher priority go first, where the server heeds it
+                (from -10 to 10).
+            tenant: whose request it is, where the server shares fairly among tenants (at most 128 characters).
 
         Returns:
             The outputs by name: read-only arrays.
 
         Raises:
             InferenceError: the server's answer, when it is not the outputs: `ModelNotFound`, `InvalidInput`,
-                `DeadlineRefused`, `DeadlineExceeded`, `GroupFailed`, `EngineStopped`.
+                `DeadlineRefused`, `QueueFull`, `DeadlineExceeded`, `GroupFailed`, `EngineStopped`.
             TransportError: there is no answer.
         """
         self._check_open()
         if deadline_s is not None:
             deadline_s = check_deadline(deadline_s)
+        check_priority(priority)
+        check_tenant(tenant)
         started_s = time.monotonic()  # not the loop's time, which uvloop cuts to milliseconds
         give_up_s = math.inf if deadline_s is None else started_s + deadline_s
         values = await self._values(model, inputs, give_up_s)
@@ -151,7 +162,12 @@ class AsyncClient:
                 raise DeadlineExceeded(_TOO_LATE_TO_SEND)
             try:
                 answer = await connection.infer(
-                    model, values, deadline_s=remaining_s, silence_margin_s=self._silence_margin_s
+                    model,
+                    values,
+                    deadline_s=remaining_s,
+                    priority=priority,
+                    tenant=tenant,
+                    silence_margin_s=self._silence_margin_s,
                 )
             except NeverSent:
                 continue

@@ -88,7 +88,14 @@ class Connection(asyncio.Protocol):
         await asyncio.shield(self._welcomed)
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Value], *, deadline_s: float | None, silence_margin_s: float
+        self,
+        model: str,
+        inputs: Mapping[str, Value],
+        *,
+        deadline_s: float | None,
+        priority: int,
+        tenant: str,
+        silence_margin_s: float,
     ) -> dict[str, Value]:
         """One request and its answer.
 
@@ -96,12 +103,20 @@ class Connection(asyncio.Protocol):
             model: the model's name.
             inputs: what travels.
             deadline_s: seconds left.
+            priority: as in `messages.Infer`.
+            tenant: as in `messages.Infer`.
             silence_margin_s: seconds after the deadline until the client gives up on hearing anything.
         """
         assert self._welcome is not None
         request_id = self._next_id
         parts = native.encode_infer(
-            request_id, model, deadline_s, inputs, max_frame_bytes=self._welcome.max_frame_bytes
+            request_id,
+            model,
+            deadline_s,
+            inputs,
+            priority=priority,
+            tenant=tenant,
+            max_frame_bytes=self._welcome.max_frame_bytes,
         )
         if deadline_s is None:
             return await self._answer(request_id, parts)

@@ -56,9 +56,26 @@ class Client:
     ) -> None:
         self.close()
 
-    def infer(self, model: str, inputs: Mapping[str, Any], *, deadline_s: float | None = None) -> dict[str, np.ndarray]:
-        """Runs `model` on the server: see `AsyncClient.infer`."""
-        return self._call(self._client.infer(model, inputs, deadline_s=deadline_s))
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> dict[str, np.ndarray]:
+        """Runs `model` on the server: see `AsyncClient.infer`.
+
+        Args:
+            model: its name.
+            inputs: by name.
+            deadline_s: seconds that the whole call may take; None for the model's default.
+            priority: of requests that wait for one model, those of higher priority go first, where the server heeds it
+                (from -10 to 10).
+            tenant: whose request it is, where the server shares fairly among tenants (at most 128 characters).
+        """
+        return self._call(self._client.infer(model, inputs, deadline_s=deadline_s, priority=priority, tenant=tenant))
 
     def status(self) -> dict[str, Any]:
         """What the server does: models, groups, counters."""

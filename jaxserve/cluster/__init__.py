@@ -2,6 +2,6 @@
 
 from jaxserve.cluster.emulated import EmulatedCluster, emulated_outputs
 from jaxserve.cluster.local import LocalCluster
-from jaxserve.cluster.seam import Cluster, Job, Listener, Work
+from jaxserve.cluster.seam import Cluster, Job, Listener, Loaded, Work
 
-__all__ = ["Cluster", "EmulatedCluster", "Job", "Listener", "LocalCluster", "Work", "emulated_outputs"]
+__all__ = ["Cluster", "EmulatedCluster", "Job", "Listener", "Loaded", "LocalCluster", "Work", "emulated_outputs"]

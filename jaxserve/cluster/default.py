@@ -51,7 +51,7 @@ def check_names(models: Sequence[Model], placement: Placement | None) -> None:
             raise ModelError(f"two models are named {name!r}; every name must be its own")
     if placement is None:
         return
-    placed = {name for group in placement.groups for name in group.models}
+    placed = {name for group in placement.groups for name in (*group.models, *group.spares)}
     for name in placed.difference(names):
         raise PlacementError(f"the placement has a model {name!r}, but the models are {', '.join(names) or 'none'}")
     for model in models:

@@ -5,6 +5,7 @@ with a checksum of the request's own row of inputs (`emulated_outputs`), so that
 answer came back.
 """
 
+import dataclasses
 import heapq
 import math
 import zlib
@@ -13,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.cluster.seam import Inputs, Listener, Outputs, Work
+from jaxserve.cluster.seam import Inputs, Listener, Loaded, Outputs, Work
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.model.signature import numpy_dtype
 from jaxserve.plans import Group, Profiles
-from jaxserve.scheduling import Latencies
 from jaxserve.simulator import StageTime, as_profiled
 
 
@@ -29,6 +29,7 @@ class EmulatedCluster:
         groups: the groups of a placement.
         profiles: what each model's stages take; every bucket of every model needs its row.
         profile_of: name of the profile of a model, where it is not the model's own name.
+        restore_bytes_per_s: how fast the weights of spares go from a host's memory to a device.
         stage_time: what a stage takes in truth and whether the model raises there; by default what is profiled.
     """
 
@@ -38,14 +39,16 @@ class EmulatedCluster:
         profiles: Profiles,
         *,
         profile_of: Mapping[str, str] | None = None,
+        restore_bytes_per_s: float | None = None,
         stage_time: StageTime = as_profiled,
     ) -> None:
         self.stages = tuple(group.inter_op for group in groups)
         self._groups = tuple(groups)
         self._profiles = profiles
         self._profile_of = profile_of or {}
+        self._restore_bytes_per_s = restore_bytes_per_s
         self._stage_time = stage_time
-        self._latencies: dict[tuple[int, str], Latencies] = {}
+        self._loaded: dict[tuple[int, str], Loaded] = {}
         self._ends: list[tuple[float, int, int, int, Work]] = []  # (time, group, batch id, stage, work): a heap
         self._listener: Listener | None = None
 
@@ -53,14 +56,12 @@ class EmulatedCluster:
         """See `Cluster`."""
         self._listener = listener
 
-    async def load(self, group: int, model: Model) -> Latencies:
+    async def load(self, group: int, model: Model, *, spare: bool = False) -> Loaded:
         """See `Cluster`."""
         name = self._profile_of.get(model.name, model.name)
         config = self._groups[group].config
         rows = {
-            (row.batch_size, row.length): row.stage_latency_s
-            for row in self._profiles.models.get(name, ())
-            if row.config == config
+            (row.batch_size, row.length): row for row in self._profiles.models.get(name, ()) if row.config == config
         }
         for bucket in model.buckets:
             if (bucket.batch_size, bucket.length) not in rows:
@@ -68,19 +69,32 @@ class EmulatedCluster:
                     f"group {group} holds {model.name!r} as ({config.intra_op}, {config.inter_op}), but profile "
                     f"{name!r} has no row for {bucket}; run `jaxserve profile` for it, or drop that bucket"
                 )
-        latencies = tuple(rows[bucket.batch_size, bucket.length] for bucket in model.buckets)
-        self._latencies[group, model.name] = latencies
-        return latencies
+        held = [rows[bucket.batch_size, bucket.length] for bucket in model.buckets]
+        loaded = Loaded(latency_s=tuple(row.stage_latency_s for row in held))
+        if spare:
+            if self._restore_bytes_per_s is None:
+                raise PlacementError(
+                    f"group {group} has a spare, {model.name!r}, but how fast weights go to its devices is not known; "
+                    f"give EmulatedCluster a restore_bytes_per_s"
+                )
+            weight_bytes = held[0].stage_weight_bytes
+            restore_s = tuple(each / self._restore_bytes_per_s for each in weight_bytes)
+            loaded = dataclasses.replace(loaded, weight_bytes=weight_bytes, restore_s=restore_s)
+        self._loaded[group, model.name] = loaded
+        return loaded
 
     async def unload(self, group: int, model: str) -> None:
         """See `Cluster`."""
-        del self._latencies[group, model]
+        del self._loaded[group, model]
 
     def begin(self, group: int, stage: int, work: Work, now_s: float) -> None:
         """See `Cluster`."""
-        profiled_s = self._latencies[group, work.model.name][work.bucket][stage]
-        requests = [job.request for job in work.jobs if not job.abandoned]
-        takes_s, raises = self._stage_time(requests, group, stage, profiled_s)
+        loaded = self._loaded[group, work.model.name]
+        if work.leaving is not None:
+            takes_s, raises = loaded.restore_s[stage], False
+        else:
+            requests = [job.request for job in work.jobs if not job.abandoned]
+            takes_s, raises = self._stage_time(requests, group, stage, loaded.latency_s[work.bucket][stage])
         if raises:
             work.error = RuntimeError(f"emulated failure on stage {stage}")
         heapq.heappush(self._ends, (now_s + takes_s, group, work.batch_id, stage, work))

@@ -16,14 +16,13 @@ from typing import Any
 
 import jax
 
-from jaxserve.cluster.seam import Listener, Work
+from jaxserve.cluster.seam import Listener, Loaded, Work
 from jaxserve.cluster.uninterrupted import uninterrupted
 from jaxserve.errors import EngineStopped, PlacementError
 from jaxserve.model import Model
-from jaxserve.plans import Group, ParallelConfig, Profile
+from jaxserve.plans import Group, ParallelConfig
 from jaxserve.runtime import Pipeline, load
 from jaxserve.runtime.pipeline import Values
-from jaxserve.scheduling import Latencies
 
 Progress = Callable[[str], None]
 
@@ -60,14 +59,14 @@ class LocalCluster:
         for group in self._groups:
             group.start(loop, listener)
 
-    async def load(self, group: int, model: Model) -> Latencies:
+    async def load(self, group: int, model: Model, *, spare: bool = False) -> Loaded:
         """See `Cluster`: compiles, loads, warms and times every bucket, in another thread."""
-        loading = asyncio.to_thread(self._groups[group].load, model, self._progress)
-        rows, cancelled = await uninterrupted(loading)
+        loading = asyncio.to_thread(self._groups[group].load, model, self._progress, spare=spare)
+        loaded, cancelled = await uninterrupted(loading)
         if cancelled:
             await self.unload(group, model.name)
             raise asyncio.CancelledError
-        return tuple(row.stage_latency_s for row in rows)
+        return loaded
 
     async def unload(self, group: int, model: str) -> None:
         """See `Cluster`."""
@@ -127,16 +126,23 @@ class _LocalGroup:
             thread.start()
             self._threads.append(thread)
 
-    def load(self, model: Model, progress: Progress | None) -> tuple[Profile, ...]:
+    def load(self, model: Model, progress: Progress | None, *, spare: bool) -> Loaded:
         def report(what: str, done: int, total: int) -> None:
             if progress is not None:
                 progress(f"{model.name} on group {self._index}: {what} {done} of {total}")
 
-        pipeline = load(model, self._config, self._devices, progress=report)
+        pipeline = load(model, self._config, self._devices, progress=report, spare=spare)
+        if spare:
+            for stage in range(pipeline.num_stages):
+                pipeline.evict(stage)
         with self._lock:
             if not self._stopped:
                 self._pipelines[model.name] = pipeline
-                return pipeline.profiles
+                return Loaded(
+                    latency_s=tuple(row.stage_latency_s for row in pipeline.profiles),
+                    weight_bytes=pipeline.profiles[0].stage_weight_bytes,
+                    restore_s=pipeline.restore_s,
+                )
         pipeline.close()
         raise EngineStopped(f"the engine stopped while model {model.name!r} was being loaded")
 
@@ -178,6 +184,12 @@ class _LocalGroup:
         model, bucket = work.model, work.bucket
         try:
             pipeline = self._pipelines[model.name]
+            if work.leaving is not None:
+                for name in work.leaving:
+                    if (other := self._pipelines.get(name)) is not None:  # not where it was unloaded meanwhile
+                        other.evict(stage)
+                pipeline.restore(stage)
+                return None if last else []
             if stage == 0:
                 values = pipeline.put(bucket, model.stack([job.inputs for job in work.jobs], bucket))
             assert values is not None

@@ -45,6 +45,8 @@ class Work:
         model: their model.
         bucket: index of the bucket that they run on.
         jobs: one or more; their rows lie one after another in this order.
+        leaving: where there are none, and the model's weights are to be brought to the stages, one after another: the
+            models whose weights leave for them.
         error: what the model raised.
     """
 
@@ -52,12 +54,28 @@ class Work:
     model: Model
     bucket: int
     jobs: Sequence[Job]
+    leaving: Sequence[str] | None = None
     error: Exception | None = None
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody waits for any of it; it goes no further than the stage it is on."""
-        return all(job.abandoned for job in self.jobs)
+        return self.leaving is None and all(job.abandoned for job in self.jobs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a replica takes.
+
+    Attributes:
+        latency_s: of each stage, for each bucket.
+        weight_bytes: of a spare, what each stage takes on each of its devices.
+        restore_s: of a spare, what each stage takes to be brought there.
+    """
+
+    latency_s: Latencies
+    weight_bytes: Sequence[float] = ()
+    restore_s: Sequence[float] = ()
 
 
 class Listener(Protocol):
@@ -89,8 +107,8 @@ class Cluster(Protocol):
         """Makes the groups ready; called once, before anything else."""
         ...
 
-    async def load(self, group: int, model: Model) -> Latencies:
-        """Loads a replica; returns what each stage takes, for each bucket."""
+    async def load(self, group: int, model: Model, *, spare: bool = False) -> Loaded:
+        """Loads a replica. Of a spare, nothing is on the devices before a batch brings it."""
         ...
 
     async def unload(self, group: int, model: str) -> None:

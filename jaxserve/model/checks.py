@@ -1,5 +1,6 @@
 """The checks of a model's options that need no tracing; each says what was given, what is needed and how to mend it."""
 
+import math
 import reprlib
 import sys
 import unicodedata
@@ -34,6 +35,20 @@ def check_deadline(deadline_s: float | None) -> None:
     if not 0 < deadline_s <= sys.float_info.max:
         shown = reprlib.repr(deadline_s)
         raise ModelError(f"deadline_s is {shown}, but must be greater than 0 and finite, or None for no limit")
+
+
+def check_max_wait(max_wait_s: float, deadline_s: float | None, *, most_rows: int, on_host: bool) -> None:
+    """To wait for company makes sense where there can be some, and for less than the deadline."""
+    if isinstance(max_wait_s, bool) or not isinstance(max_wait_s, int | float):
+        raise ModelError(f"max_wait_s is {max_wait_s!r}, but must be a number of seconds; 0 for not at all")
+    if not 0 <= max_wait_s < (math.inf if deadline_s is None else deadline_s):
+        limit = "finite" if deadline_s is None else f"less than deadline_s, which is {deadline_s:g}"
+        raise ModelError(f"max_wait_s is {max_wait_s!r}, but must be at least 0 and {limit}")
+    if max_wait_s > 0 and (on_host or most_rows == 1):
+        why = "on_host is True" if on_host else "its largest batch size is 1"
+        raise ModelError(
+            f"max_wait_s is {max_wait_s:g}, but its requests are never merged, as {why}; leave it out, or change that"
+        )
 
 
 def check_device_dtypes(signature: Signature) -> None:

@@ -22,6 +22,7 @@ from jaxserve.model.checks import (
     check_cut_names,
     check_deadline,
     check_device_dtypes,
+    check_max_wait,
     check_name,
     client_outputs,
     client_signature,
@@ -40,6 +41,8 @@ class ModelOptions(TypedDict, total=False):
         batch_sizes: batch sizes to compile, ascending; (1,) unless given.
         buckets: sizes to compile of every other variable dimension, by its name.
         deadline_s: seconds within which a request is to be answered if it does not say; None for no limit.
+        max_wait_s: seconds for which a request that finds its devices free may wait for others to share a batch with,
+            and no longer than half of what it has left until its deadline; 0 unless given.
         preprocess: function of what the client sent, run on the host, that returns the module's inputs.
         accepts: what the client sends, where that differs from `inputs`; needs a `preprocess`.
         postprocess: function of the named outputs, run on the host, that returns what the client receives.
@@ -52,6 +55,7 @@ class ModelOptions(TypedDict, total=False):
     batch_sizes: Sequence[int]
     buckets: Mapping[str, Sequence[int]]
     deadline_s: float | None
+    max_wait_s: float
     preprocess: Preprocess | None
     accepts: Mapping[str, TensorSpec] | None
     postprocess: Postprocess | None
@@ -74,6 +78,7 @@ class Model:
         returns: what a client receives: `outputs` where there is no postprocess.
         buckets: the shapes that are compiled, ascending.
         deadline_s: seconds within which a request is to be answered if it does not say; None for no limit.
+        max_wait_s: seconds for which a request that finds its devices free may wait for company.
         preprocess: makes module inputs of what a client sent, on the host.
         postprocess: makes what a client receives of the module's outputs, on the host.
         cuts: modules before which the model may be cut into stages.
@@ -88,6 +93,7 @@ class Model:
     returns: Mapping[str, TensorSpec]
     buckets: tuple[Bucket, ...]
     deadline_s: float | None
+    max_wait_s: float
     preprocess: Preprocess | None
     postprocess: Postprocess | None
     cuts: tuple[str, ...]
@@ -397,6 +403,7 @@ def _assemble(
     batch_sizes: Sequence[int] = (1,),
     buckets: Mapping[str, Sequence[int]] | None = None,
     deadline_s: float | None = None,
+    max_wait_s: float = 0.0,
     preprocess: Preprocess | None = None,
     accepts: Mapping[str, TensorSpec] | None = None,
     postprocess: Postprocess | None = None,
@@ -409,6 +416,7 @@ def _assemble(
     grid = BucketGrid(signature, batch_sizes, buckets or {})
     client = client_signature(signature, accepts, preprocess)
     check_deadline(deadline_s)
+    check_max_wait(max_wait_s, deadline_s, most_rows=grid.buckets[-1].batch_size, on_host=on_host)
     adapter = adapt(abstract_inputs(signature, grid.buckets[0].sizes), apply_kwargs)
 
     def evaluate(sizes: Mapping[str, int]) -> Any:
@@ -435,6 +443,7 @@ def _assemble(
         returns=client_outputs(outputs.specs, returns, postprocess),
         buckets=grid.buckets,
         deadline_s=deadline_s,
+        max_wait_s=max_wait_s,
         preprocess=preprocess,
         postprocess=postprocess,
         cuts=cuts,

@@ -6,8 +6,6 @@ tells about them, and a placement is judged by the mean over all. A long trace h
 it would take long: slices of it, evenly spread, take the place of resamples.
 """
 
-import dataclasses
-
 import numpy as np
 
 from jaxserve.plans import Fleet
@@ -40,12 +38,4 @@ def _slices(workload: Workload) -> list[Workload]:
     """Parts of equal numbers of requests, from the middles of equal parts of the trace."""
     own, part = _REQUESTS // _SLICES, len(workload) // _SLICES
     firsts = [index * part + (part - own) // 2 for index in range(_SLICES)]
-    return [
-        dataclasses.replace(
-            workload,
-            arrival_s=workload.arrival_s[first : first + own] - workload.arrival_s[first],
-            model=workload.model[first : first + own],
-            slo_s=workload.slo_s[first : first + own],
-        )
-        for first in firsts
-    ]
+    return [workload.take(slice(first, first + own), start_s=float(workload.arrival_s[first])) for first in firsts]

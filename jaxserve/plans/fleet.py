@@ -19,12 +19,14 @@ class FleetModel:
         profile: name of the profile that it has.
         slo_s: seconds from the arrival of a request to its deadline.
         min_attainment: SLO attainment that a plan must give it, 0 to 1; None where the file says nothing.
+        max_wait_s: seconds for which a request that finds its devices free may wait for company; None for not at all.
     """
 
     name: str
     profile: str
     slo_s: float
     min_attainment: float | None = None
+    max_wait_s: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """This model as it stands in a fleet file."""
@@ -40,6 +42,7 @@ class Fleet:
         devices_per_host: devices of each host.
         memory_bytes: what one device may hold of weights.
         models: in the order of the file.
+        restore_bytes_per_s: how fast weights go from a host's memory to a device; None where the file says nothing.
 
     Raises:
         ConfigError: two models have one name.
@@ -49,6 +52,7 @@ class Fleet:
     devices_per_host: int
     memory_bytes: float
     models: tuple[FleetModel, ...]
+    restore_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -66,6 +70,8 @@ class Fleet:
             "devices_per_host": self.devices_per_host,
             "memory_bytes": self.memory_bytes,
         }
+        if self.restore_bytes_per_s is not None:
+            cluster["restore_bytes_per_s"] = self.restore_bytes_per_s
         write_json(path, {"format": FORMAT, "cluster": cluster, "models": [model.to_json() for model in self.models]})
 
     @classmethod
@@ -83,6 +89,9 @@ class Fleet:
                 devices_per_host=cluster["devices_per_host"].integer(at_least=1),
                 memory_bytes=cluster["memory_bytes"].number(),
                 models=fields["models"].list_of(_model),
+                restore_bytes_per_s=(
+                    cluster["restore_bytes_per_s"].number(above=0) if cluster.has("restore_bytes_per_s") else None
+                ),
             )
 
 
@@ -92,6 +101,7 @@ def _model(fields: Fields) -> FleetModel:
         profile=fields["profile"].text(),
         slo_s=fields["slo_s"].number(above=0),
         min_attainment=_share(fields["min_attainment"]) if fields.has("min_attainment") else None,
+        max_wait_s=fields["max_wait_s"].number() if fields.has("max_wait_s") else None,
     )
 
 

@@ -21,12 +21,21 @@ class Group:
         inter_op: number of stages.
         devices: indices of its devices; stage k has the k-th run of `intra_op` of them.
         models: names of the models that it holds.
+        spares: names of models that it loads on demand, into the memory that is left.
     """
 
     intra_op: int = 1
     inter_op: int = 1
     devices: tuple[int, ...]
     models: tuple[str, ...]
+    spares: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """This group as it stands in a placement file."""
+        fields = dataclasses.asdict(self)
+        if not self.spares:
+            del fields["spares"]
+        return fields
 
     @property
     def config(self) -> ParallelConfig:
@@ -40,6 +49,10 @@ class Segment:
 
     start_s: float
     groups: tuple[Group, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """This segment as it stands in a placement file."""
+        return {"start_s": self.start_s, "groups": [group.to_json() for group in self.groups]}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +86,8 @@ class Placement:
     def to_json(self) -> dict[str, object]:
         """The file's content."""
         if not self.segments:
-            return {"format": FORMAT, "groups": [dataclasses.asdict(group) for group in self.groups]}
-        return {"format": FORMAT, "segments": [dataclasses.asdict(segment) for segment in self.segments]}
+            return {"format": FORMAT, "groups": [group.to_json() for group in self.groups]}
+        return {"format": FORMAT, "segments": [segment.to_json() for segment in self.segments]}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Placement":
@@ -104,6 +117,7 @@ def _group(fields: Fields) -> Group:
         inter_op=fields["inter_op"].integer(at_least=1),
         devices=fields["devices"].list_of(Fields.integer),
         models=fields["models"].list_of(Fields.text),
+        spares=fields["spares"].list_of(Fields.text) if fields.has("spares") else (),
     )
 
 
@@ -124,7 +138,9 @@ def _check(groups: Sequence[Group], path: str) -> None:
             if not _is_index(device):
                 raise PlacementError(f"{place}.devices[{at}] is {device!r}, but must be a whole number of at least 0")
         _refuse_repeats(f"{place}.devices", group.devices, used)
-        _refuse_repeats(f"{place}.models", group.models, set())
+        held: set[object] = set()
+        _refuse_repeats(f"{place}.models", group.models, held)
+        _refuse_repeats(f"{place}.spares", group.spares, held)
 
 
 def _is_index(value: object) -> bool:

@@ -17,6 +17,7 @@ from jaxserve.errors import InvalidInput, ProtocolError
 from jaxserve.protocols import messages
 from jaxserve.protocols.messages import Message, Value
 from jaxserve.protocols.tensors import Buffer, Malformed, Unencodable, read_tensor
+from jaxserve.request import check_priority, check_tenant
 
 HELLO, WELCOME, INFER, RESULT, FAILURE, CANCEL, STATUS, DESCRIBE, REPORT, GOODBYE = range(1, 11)
 
@@ -93,7 +94,7 @@ def split(values: Mapping[str, Value]) -> tuple[dict[str, list[str] | None], lis
             fields[name] = value
         else:
             raise Unencodable(f"{name!r} is a {type(value).__name__}; what travels are numpy arrays and lists of str")
-    if _INFER_ELEMENTS + 2 * len(fields) + strings > MAX_ELEMENTS:
+    if _MOST_INFER_ELEMENTS + 2 * len(fields) + strings > MAX_ELEMENTS:
         raise Unencodable(
             f"{len(fields)} named values with {strings} strings in all; one frame takes {MAX_ELEMENTS} elements, "
             f"so send them in more than one request"
@@ -106,7 +107,7 @@ def split(values: Mapping[str, Value]) -> tuple[dict[str, list[str] | None], lis
 # What cannot be trusted is measured before anything is made of it: nested arrays of one byte each would become objects
 # of 64 bytes, and each array that is announced gets room for all its elements at once.
 
-_INFER_ELEMENTS = 5
+_MOST_INFER_ELEMENTS = 7
 _STRINGS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _ARRAYS = {0xDC: 2, 0xDD: 4}
 _MAPS = {0xDE: 2, 0xDF: 4}
@@ -190,15 +191,22 @@ def _parse_infer(envelope: list[Any], frame: Buffer, position: int, end: int) ->
     if id == 0:
         raise ProtocolError("a request with id 0, which stands for the connection itself")
     try:
-        _, _, deadline_s, model, fields = envelope
+        match envelope:
+            case [_, _, deadline_s, model, fields]:
+                priority, tenant = 0, ""
+            case [_, _, deadline_s, model, fields, priority, tenant]:
+                check_priority(priority)
+                check_tenant(tenant)
+            case _:
+                raise Malformed(f"an infer of {len(envelope)} elements; 5 are needed, or 7 with priority and tenant")
         if type(model) is not str:
             raise Malformed(f"the model's name is a {type(model).__name__}, not a str")
         if deadline_s is not None and not (type(deadline_s) is float and 0.0 < deadline_s < math.inf):
             deadline_s = _deadline(deadline_s)
         inputs = _read_fields(fields, frame, position, end)
-    except ValueError as error:  # a Malformed, or not five elements
+    except (Malformed, InvalidInput) as error:
         return messages.BadInfer(id, InvalidInput(f"malformed request: {error}"))
-    return messages.Infer(id, model, deadline_s, inputs)
+    return messages.Infer(id, model, deadline_s, inputs, priority, tenant)
 
 
 def _deadline(value: Any) -> float:

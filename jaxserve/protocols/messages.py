@@ -42,6 +42,8 @@ class Infer:
 
     Attributes:
         deadline_s: seconds left at the moment of sending; None for the model's default.
+        priority: of requests that wait for one model, those of higher priority go first, where the server heeds it.
+        tenant: whose request it is, where the server shares fairly among tenants; empty for none.
         size_bytes: what the frame took on the wire; 0 on a message that was not received.
     """
 
@@ -49,6 +51,8 @@ class Infer:
     model: str
     deadline_s: float | None
     inputs: Mapping[str, Value]
+    priority: int = 0
+    tenant: str = ""
     size_bytes: int = 0
 
 

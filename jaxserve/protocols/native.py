@@ -54,8 +54,10 @@ def encode(message: Message, *, max_frame_bytes: int = LARGEST_FRAME_BYTES) -> l
         Unencodable: a value that the wire has no form for.
     """
     match message:
-        case messages.Infer(id=id, model=model, deadline_s=deadline_s, inputs=inputs):
-            return encode_infer(id, model, deadline_s, inputs, max_frame_bytes=max_frame_bytes)
+        case messages.Infer(id=id, model=model, deadline_s=deadline_s, inputs=inputs, priority=priority, tenant=tenant):
+            return encode_infer(
+                id, model, deadline_s, inputs, priority=priority, tenant=tenant, max_frame_bytes=max_frame_bytes
+            )
         case messages.Result(id=id, outputs=outputs):
             return encode_result(id, outputs, max_frame_bytes=max_frame_bytes)
         case messages.BadInfer():
@@ -70,10 +72,12 @@ def encode_infer(
     deadline_s: float | None,
     inputs: Mapping[str, Value],
     *,
+    priority: int = 0,
+    tenant: str = "",
     max_frame_bytes: int = LARGEST_FRAME_BYTES,
 ) -> list[Buffer]:
     """`encode` of an `Infer`, without making one."""
-    return shortcuts.write_infer(id, model, deadline_s, inputs, max_frame_bytes)
+    return shortcuts.write_infer(id, model, deadline_s, inputs, priority, tenant, max_frame_bytes)
 
 
 def encode_result(id: int, outputs: Mapping[str, Value], *, max_frame_bytes: int = LARGEST_FRAME_BYTES) -> list[Buffer]:

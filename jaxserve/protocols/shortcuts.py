@@ -11,6 +11,8 @@ msgpack form of them; only those that stand at these places are read by a shortc
     lengths  95 03 cf <id: 8> cb <deadline: 8>  model, names, header  <data>  padding, header  <data>  ...  padding
     lengths  95 03 cf <id: 8> c0                model, names, header  <data>  padding, header  <data>  ...  padding
     lengths  93 04 cf <id: 8>                   names, header         <data>  padding, header  <data>  ...  padding
+
+A request with a priority or a tenant begins with 97 in place of 95, and has both behind the names.
 """
 
 import dataclasses
@@ -33,6 +35,8 @@ HEAD = struct.Struct("<II")
 """Body length and envelope length, which open every frame."""
 
 _INFER_MARK = bytes([0x95, INFER, 0xCF])
+_LONG_INFER_MARK = bytes([0x97, INFER, 0xCF])  # with priority and tenant
+_INFER_MARKS = (_INFER_MARK, _LONG_INFER_MARK)
 _RESULT_MARK = bytes([0x93, RESULT, 0xCF])
 _NIL, _FLOAT_64 = 0xC0, 0xCB
 _ID = struct.Struct(">Q")
@@ -83,7 +87,13 @@ _result_forms: dict[tuple[Any, ...], Form] = {}
 
 
 def write_infer(
-    id: int, model: str, deadline_s: float | None, inputs: Mapping[str, Value], max_frame_bytes: int
+    id: int,
+    model: str,
+    deadline_s: float | None,
+    inputs: Mapping[str, Value],
+    priority: int,
+    tenant: str,
+    max_frame_bytes: int,
 ) -> list[Buffer]:
     """The buffers of an infer frame: see `native.encode`."""
     key = _layout(inputs)
@@ -92,12 +102,15 @@ def write_infer(
     else:
         varying, before_tail_bytes = _ID_AND_DEADLINE.pack(id, _FLOAT_64, deadline_s), _AFTER_DEADLINE
     if key is not None:
-        key = (model, before_tail_bytes, key)
+        key = (model, before_tail_bytes, key, priority, tenant)
         form = _infer_forms.get(key)
         if form is not None:
             return _fill(form, varying, inputs.values(), max_frame_bytes)
     fields, tensors = split(inputs)
-    form = _make_form(_INFER_MARK, before_tail_bytes, pack(model) + pack(fields), tensors)
+    mark, tail = _INFER_MARK, pack(model) + pack(fields)
+    if priority or tenant:
+        mark, tail = _LONG_INFER_MARK, tail + pack(priority) + pack(tenant)
+    form = _make_form(mark, before_tail_bytes, tail, tensors)
     if key is not None and _are_as_given(tensors, inputs):
         _remember(_infer_forms, key, form)
     return _fill(form, varying, tensors, max_frame_bytes)
@@ -170,12 +183,18 @@ class Seen(NamedTuple):
     """A frame as it was read before.
 
     Attributes:
+        mark: what stands before the id.
         model: the model's name; empty for a result.
+        priority: as in `messages.Infer`; 0 for a result.
+        tenant: as in `messages.Infer`; empty for a result.
         tensors: name, dtype, shape and where the data starts, counted from the frame.
         constants: where each constant behind the first tensor starts, counted from the frame, and what it is.
     """
 
+    mark: bytes
     model: str
+    priority: int
+    tenant: str
     tensors: Sequence[tuple[str, np.dtype, tuple[int, ...], int]]
     constants: Sequence[tuple[int, bytes]]
 
@@ -205,16 +224,18 @@ def recall_infer(frame: bytes, start: int, lengths: tuple[int, int]) -> Message 
         deadline_s = None
     else:
         return None
-    if seen is None or mark != _INFER_MARK or not 0 < id <= MAX_ID:
+    if seen is None or not 0 < id <= MAX_ID:
         return None
-    model, tensors, constants = seen
+    seen_mark, model, priority, tenant, tensors, constants = seen
+    if mark != seen_mark:
+        return None
     for offset, constant in constants:
         if not frame.startswith(constant, start + offset):
             return None
     inputs: dict[str, Value] = {}
     for name, dtype, shape, offset in tensors:  # not a comprehension: that would be one more call
         inputs[name] = np.ndarray(shape, dtype, frame, start + offset)
-    return messages.Infer(id, model, deadline_s, inputs, lengths[0] + 4)
+    return messages.Infer(id, model, deadline_s, inputs, priority, tenant, lengths[0] + 4)
 
 
 def recall_result(frame: bytes, start: int, lengths: tuple[int, int]) -> Message | None:
@@ -226,12 +247,11 @@ def recall_result(frame: bytes, start: int, lengths: tuple[int, int]) -> Message
     seen = _results_seen.get((lengths, frame[start + _AFTER_ID : start + data_start]))
     if seen is None or mark != _RESULT_MARK or id > MAX_ID:
         return None
-    _, tensors, constants = seen
-    for offset, constant in constants:
+    for offset, constant in seen.constants:
         if not frame.startswith(constant, start + offset):
             return None
     outputs: dict[str, Value] = {}
-    for name, dtype, shape, offset in tensors:
+    for name, dtype, shape, offset in seen.tensors:
         outputs[name] = np.ndarray(shape, dtype, frame, start + offset)
     return messages.Result(id, outputs)
 
@@ -247,15 +267,16 @@ def learn(frame: bytes, start: int, lengths: tuple[int, int], message: Message) 
     body_bytes, envelope_bytes = lengths
     if envelope_bytes > _LONGEST_ENVELOPE_BYTES or body_bytes + 4 < _AFTER_DEADLINE:
         return
+    mark = frame[start + HEAD.size : start + HEAD.size + len(_INFER_MARK)]
     match message:
-        case messages.Infer(model=model, inputs=values) if frame.startswith(_INFER_MARK, start + HEAD.size):
+        case messages.Infer(model=model, inputs=values, priority=priority, tenant=tenant) if mark in _INFER_MARKS:
             kind = frame[start + _AFTER_NIL - 1]
             if kind not in (_NIL, _FLOAT_64):
                 return
             tail_start = _AFTER_NIL if kind == _NIL else _AFTER_DEADLINE
             data_starts, all_seen = _infer_data_starts, _infers_seen
-        case messages.Result(outputs=values) if frame.startswith(_RESULT_MARK, start + HEAD.size):
-            model, tail_start = "", _AFTER_ID
+        case messages.Result(outputs=values) if mark == _RESULT_MARK:
+            model, priority, tenant, tail_start = "", 0, "", _AFTER_ID
             data_starts, all_seen = _result_data_starts, _results_seen
         case _:
             return
@@ -263,7 +284,7 @@ def learn(frame: bytes, start: int, lengths: tuple[int, int], message: Message) 
     if tensors:
         (_, first), *others = constants
         _remember(data_starts, lengths, tensors[0][3])
-        _remember(all_seen, (lengths, first), Seen(model, tensors, others))
+        _remember(all_seen, (lengths, first), Seen(mark, model, priority, tenant, tensors, others))
 
 
 def _locate(

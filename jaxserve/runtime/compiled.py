@@ -21,7 +21,8 @@ class Executable:
 
     Attributes:
         call: takes weights, large constants and values; returns a list of arrays.
-        constants: the large constants, on the stage's submesh.
+        constants: the large constants, not on the stage's submesh yet.
+        constant_sharding: where it wants them.
         takes: indices of the values that it takes.
         gives: indices of the values that it gives.
         take_shardings: where it wants the values that it takes.
@@ -29,7 +30,8 @@ class Executable:
     """
 
     call: Any
-    constants: tuple[jax.Array, ...]
+    constants: tuple[Any, ...]
+    constant_sharding: NamedSharding
     takes: tuple[int, ...]
     gives: tuple[int, ...]
     take_shardings: tuple[NamedSharding, ...]
@@ -90,7 +92,8 @@ class LoweredStage:
         compiled = self._lowered.compile()
         return Executable(
             call=compiled,
-            constants=tuple(jax.device_put(constant, self._replicated) for constant in self._passed),
+            constants=tuple(self._passed),
+            constant_sharding=self._replicated,
             takes=self._stage.takes,
             gives=self._stage.gives,
             take_shardings=self._takes,

@@ -24,8 +24,9 @@ from jaxserve.parallel import (
 )
 from jaxserve.plans import ParallelConfig, Profile
 from jaxserve.runtime.compiled import Executable, LoweredStage, make_mesh
-from jaxserve.runtime.measure import measure_stages
+from jaxserve.runtime.measure import measure_restore, measure_stages
 from jaxserve.runtime.pipeline import Pipeline
+from jaxserve.runtime.residence import StageArrays
 from jaxserve.runtime.slices import measure_slices
 from jaxserve.runtime.weights import STACK_BELOW_BYTES, Layout, Weight, lay_out, load_weights
 
@@ -46,6 +47,7 @@ def load(
     device: Device | None = None,
     stage_costs: StageCosts | None = None,
     stack_below_bytes: int = STACK_BELOW_BYTES,
+    spare: bool = False,
 ) -> Pipeline:
     """Loads a model onto devices, compiled, warmed up and measured at every bucket.
 
@@ -53,13 +55,17 @@ def load(
         model: the model; not one that runs on the host.
         config: devices per stage and stages; one device unless given.
         devices: `config.devices` of them, stage k on the k-th run of `intra_op`; the first that jax has, unless given.
-        progress: called with what is being done ("compile", "load", "profile"), how much is done, and of how much.
-        repeats: runs to measure at each bucket; unless given, as many as a fraction of a second allows.
+        progress: called with what is being done ("compile", "load", "profile" and, of a spare, "restore"), how much is
+            done, and of how much.
+        repeats: runs to measure at each bucket, and rounds to measure a restore of each stage; unless given, as many as
+            a fraction of a second allows.
         limits: what the plan has to keep to: see `Limits`.
         device: what to plan for; unless given, what the devices say they are.
         stage_costs: what the cuts go by: "measured" on the first stage's devices, or "estimated" by the cost model;
             unless given, measured on accelerators, and estimated on CPU devices, which share their cores.
         stack_below_bytes: weights smaller than this share arrays.
+        spare: whether to keep a copy of the weights in host memory, so that each stage can be taken off its devices and
+            put back, and to measure how long putting it back takes: see `Pipeline.evict`. At first all are there.
 
     Raises:
         PlacementError: the devices do not fit the config, or the model cannot be cut into so many stages.
@@ -97,9 +103,14 @@ def load(
     )
     flat = _compile_all(lowered, len(plan.stages) * config.inter_op, report)
     executables = [flat[start : start + config.inter_op] for start in range(0, len(flat), config.inter_op)]
-    weights = load_weights(model, plan.weights, layouts, loaded=lambda done, total: report("load", done, total))
-    pipeline = Pipeline(model, plan, weights, executables)
+    weights = load_weights(
+        model, plan.weights, layouts, copies=spare, loaded=lambda done, total: report("load", done, total)
+    )
+    stages = [StageArrays(loaded, at_buckets) for loaded, *at_buckets in zip(weights, *executables, strict=True)]
+    pipeline = Pipeline(model, plan, stages, executables)
     pipeline.profiles = _measure_all(pipeline, layouts, executables, repeats, report)
+    if spare:
+        pipeline.restore_s = _measure_restores(pipeline, repeats, report)
     return pipeline
 
 
@@ -187,3 +198,12 @@ def _measure_all(
         )
         report("profile", index + 1, len(executables))
     return tuple(profiles)
+
+
+def _measure_restores(pipeline: Pipeline, repeats: int | None, report: Progress) -> tuple[float, ...]:
+    seconds: list[float] = []
+    report("restore", 0, pipeline.num_stages)
+    for stage in range(pipeline.num_stages):
+        seconds.append(measure_restore(pipeline, stage, repeats=repeats))
+        report("restore", stage + 1, pipeline.num_stages)
+    return tuple(seconds)

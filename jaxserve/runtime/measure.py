@@ -1,6 +1,7 @@
-"""How long each stage of a loaded pipeline takes, and how much memory: the rows of the profile."""
+"""How long each stage of a loaded pipeline takes: to run, for the rows of the profile, and to be put on its devices."""
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 
@@ -39,6 +40,34 @@ def measure_stages(
     while len(runs) < (repeats or LEAST_RUNS) or (repeats is None and len(runs) < MOST_RUNS and clock() < end):
         runs.append(_run_once(pipeline, bucket, inputs, clock))
     return np.array(runs)
+
+
+def measure_restore(
+    pipeline: Pipeline, stage: int, *, repeats: int | None = None, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """The median seconds in which a stage is put back onto its devices, after one round to warm up.
+
+    The other stages stay where they are; this one is on its devices afterwards.
+
+    Args:
+        pipeline: the model, loaded as a spare, with nothing running on it.
+        stage: number of the stage.
+        repeats: number of rounds; unless given, up to 100, but fewer when they take longer than 0.3 s.
+        clock: seconds, ascending.
+    """
+    _restore_once(pipeline, stage, clock)
+    end = clock() + MOST_SECONDS_PER_STAGE
+    took: list[float] = []
+    while len(took) < (repeats or LEAST_RUNS) or (repeats is None and len(took) < MOST_RUNS and clock() < end):
+        took.append(_restore_once(pipeline, stage, clock))
+    return statistics.median(took)
+
+
+def _restore_once(pipeline: Pipeline, stage: int, clock: Callable[[], float]) -> float:
+    pipeline.evict(stage)
+    start = clock()
+    pipeline.restore(stage)
+    return clock() - start
 
 
 def _run_once(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -24,6 +25,8 @@ from jaxserve.runtime.evaluate import evaluate, host_device
 # on four, but costs about 1 us for each small matrix on one and 2 us on four. The bound
 # keeps the copies at loading small.
 STACK_BELOW_BYTES = 64 * 1024
+
+HostCopy = np.ndarray[Any, Any] | jax.Array  # jax's own only of keys, which numpy cannot hold
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +122,17 @@ class LoadedWeights:
     Attributes:
         arrays: one for each slot of the layout.
         owned: of these, the ones that nobody else may hold: they are deleted when the model is closed.
+        copies: the same in host memory, where they were asked for.
     """
 
     arrays: tuple[jax.Array, ...]
     owned: tuple[jax.Array, ...]
+    copies: tuple[HostCopy, ...] | None = None
+
+
+def host_copy(value: Any) -> HostCopy:
+    """A value in host memory; one that lies there already is not copied, unless its elements are not in order."""
+    return value if jnp.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value, order="C")
 
 
 def load_weights(
@@ -130,21 +140,25 @@ def load_weights(
     derived: Sequence[Derived],
     layouts: Sequence[Layout],
     *,
+    copies: bool = False,
     loaded: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[LoadedWeights]:
     """The arrays of each layout, filled leaf by leaf: no more of the host's memory is used than a few leaves take.
 
     Each leaf is read once. One that is a weight itself goes straight to its devices. What is derived is computed on the
-    host, so that no device ever holds more of a leaf than what its stage needs.
+    host, so that no device ever holds more of a leaf than what its stage needs. Where copies are asked for, every leaf
+    is read to the host, and the devices are filled from the copies.
 
     Args:
         model: whose params are read.
         derived: how each weight is made of leaves.
         layouts: one for each stage.
+        copies: whether to keep a copy of each array in host memory; of arrays that lie there already, such as the
+            model's own on jax's CPU device, it is no copy but the same memory.
         loaded: called with the count of weights that are in place, and of those there are; one counts in each stage.
     """
-    uses = _Uses(derived, layouts)
-    fillings = [_Filling(layout) for layout in layouts]
+    uses = _Uses(derived, layouts, through_host=copies)
+    fillings = [_Filling(layout, copies=copies) for layout in layouts]
     targets = [(model.param_paths[leaf], uses.target(leaf)) for leaf in uses.leaves]
     leaves: dict[int, jax.Array] = {}
     moving: list[jax.Array] = []
@@ -175,7 +189,8 @@ class _Uses:
         total: number of all places.
     """
 
-    def __init__(self, derived: Sequence[Derived], layouts: Sequence[Layout]) -> None:
+    def __init__(self, derived: Sequence[Derived], layouts: Sequence[Layout], *, through_host: bool) -> None:
+        self._through_host = through_host
         self._layouts = layouts
         self.places: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
         for stage, layout in enumerate(layouts):
@@ -197,7 +212,9 @@ class _Uses:
         self._derived = derived
 
     def target(self, leaf: int) -> jax.sharding.Sharding:
-        """Where a leaf is read to: the host, if something is made of it there, or else its first slot."""
+        """Where a leaf is read to: the host, if it is needed there, or else its first slot."""
+        if self._through_host:
+            return self._on_host
         slots = [
             self._layouts[stage].slots[place] for weight in self._weights[leaf] for stage, place in self.places[weight]
         ]
@@ -216,8 +233,9 @@ class _Uses:
 class _Filling:
     """The arrays of one layout, as far as they are there."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, copies: bool) -> None:
         self._slots = layout.slots
+        self._copies: dict[int, HostCopy] | None = {} if copies else None
         self._arrays: dict[int, jax.Array] = {}
         self._ours: set[int] = set()
         self._waiting: dict[int, dict[int, np.ndarray[Any, Any]]] = collections.defaultdict(dict)
@@ -232,6 +250,8 @@ class _Filling:
                 return []
             value, ours = np.stack([rows[member] for member in slot.weights]), True
             del self._waiting[place]
+        if self._copies is not None:
+            value = self._copies[place] = host_copy(value)
         array = jax.device_put(value, slot.sharding)
         self._arrays[place] = array
         if ours:
@@ -240,6 +260,8 @@ class _Filling:
 
     def loaded(self, *, lends: bool) -> LoadedWeights:
         """All of them. Where the source lends its arrays, only those are ours that were made of them."""
-        arrays = tuple(self._arrays[place] for place in range(len(self._slots)))
+        places = range(len(self._slots))
+        arrays = tuple(self._arrays[place] for place in places)
         owned = tuple(array for place, array in enumerate(arrays) if place in self._ours or not lends)
-        return LoadedWeights(arrays=arrays, owned=owned)
+        copies = None if self._copies is None else tuple(self._copies[place] for place in places)
+        return LoadedWeights(arrays=arrays, owned=owned, copies=copies)

@@ -60,6 +60,8 @@ class Batch:
         reserved_rows: for how many it is planned at least as long as it waits.
         stage: the stage that it runs on or waits for.
         running: whether it runs on that stage.
+        leaving: where it brings its model's weights to the devices and is no batch of requests, the models that leave
+            for it (residency.py); None otherwise.
         carries: what the driver keeps with it.
     """
 
@@ -73,19 +75,34 @@ class Batch:
     reserved_rows: int = 0
     stage: int = 0
     running: bool = False
+    leaving: tuple[str, ...] | None = None
     carries: Any = None
 
     @classmethod
-    def of(cls, members: list[Request], latencies: StageLatencies, *, clocks: Sequence[float]) -> "Batch":
-        """A batch of these requests of one model, that waits."""
+    def of(cls, members: list[Request], latencies: StageLatencies) -> "Batch":
+        """A batch of these requests of one model, that waits, and whose clocks are not known yet."""
         bucket = smallest_bucket(members, latencies)
         rows = sum(member.rows for member in members)
-        return cls(members[0], members, latencies, bucket, latencies.estimated[bucket], clocks, rows)
+        return cls(members[0], members, latencies, bucket, latencies.estimated[bucket], (), rows)
+
+    def halves(self) -> list["Batch"]:
+        """Two batches of its members, that wait, whose clocks are not known yet."""
+        middle = len(self.members) // 2
+        return [Batch.of(members, self.latencies) for members in (self.members[:middle], self.members[middle:])]
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """The members, of a batch of requests."""
+        return self.members if self.leaving is None else ()
 
     @property
     def waits(self) -> bool:
         """Whether it has not yet begun on stage 0."""
         return self.stage == 0 and not self.running
+
+    def cost_s(self, member: Request) -> float:
+        """What the slowest stage takes for a member alone, as profiled."""
+        return max(self.latencies.profiled[member.bucket])
 
     def bucket_with(self, request: Request) -> int | None:
         """The bucket that it would run on if a request of its model joined it; None where there is no room."""

@@ -8,7 +8,7 @@ compares them; by it `earliest-finish` is the engine's default.
 from collections.abc import Callable, Sequence
 
 from jaxserve.request import Request
-from jaxserve.scheduling.replica import Replica
+from jaxserve.scheduling.replica import ROUGH, Replica
 
 Dispatch = Callable[[Sequence[Replica], Request, float], Replica]
 """Chooses for a request among one or more replicas, in order of group, at a time in seconds."""
@@ -20,9 +20,9 @@ def alpaserve(replicas: Sequence[Replica], request: Request, now_s: float) -> Re
     What AlpaServe's controller and simulator do (OSDI'23, section 4.3: the group with the shortest queue).
     """
     best = replicas[0]
-    best_clock_s = best.state.clocks(now_s)[-1]
+    best_clock_s = best.state.clocks(now_s, ROUGH)[-1]
     for replica in replicas[1:]:
-        clock_s = replica.state.clocks(now_s)[-1]
+        clock_s = replica.state.clocks(now_s, ROUGH)[-1]
         if clock_s < best_clock_s:
             best, best_clock_s = replica, clock_s
     return best
@@ -30,7 +30,13 @@ def alpaserve(replicas: Sequence[Replica], request: Request, now_s: float) -> Re
 
 def earliest_finish(replicas: Sequence[Replica], request: Request, now_s: float) -> Replica:
     """The group that would have finished it earliest, behind all that it holds; the lowest index on a tie."""
-    return min(replicas, key=lambda replica: replica.finish_s(request, now_s))
+    best = replicas[0]
+    best_s = best.finish_s(request, now_s)
+    for replica in replicas[1:]:
+        finish_s = replica.finish_s(request, now_s)
+        if finish_s < best_s:
+            best, best_s = replica, finish_s
+    return best
 
 
 DISPATCHES: dict[str, Dispatch] = {"alpaserve": alpaserve, "earliest-finish": earliest_finish}

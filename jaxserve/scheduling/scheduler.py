@@ -10,8 +10,8 @@ the id of the request that it began with; `groups[group].batch(id)` says who is 
 A model may raise because of one of those whom a batch holds. So a batch of several that fails is run again as two
 halves, at once, and these likewise, until the request that it fails on fails alone.
 
-At one instant a driver reports completions first, then lets requests expire, then reports cancellations, then arrivals;
-completions in order of group, then of request.
+At one instant a driver reports completions first, then begins what was held for company, then lets requests expire,
+then reports cancellations, then arrivals; completions in order of group, then of request.
 """
 
 import dataclasses
@@ -20,26 +20,30 @@ import math
 import sys
 from collections.abc import Sequence
 
-from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling.batch import Batch, clocks_after
+from jaxserve.request import Done, Failed, FailReason, RefuseReason, Rejected, Request
+from jaxserve.scheduling.batch import Batch, Join, clocks_after, in_time
 from jaxserve.scheduling.dispatch import Dispatch, alpaserve
 from jaxserve.scheduling.grid import ALONE, Grid
 from jaxserve.scheduling.group import GroupState
-from jaxserve.scheduling.latencies import Latencies, StageLatencies
+from jaxserve.scheduling.latencies import Latencies, StageLatencies, total_s
+from jaxserve.scheduling.order import FIRST_COME, Move, Order, Policy
 from jaxserve.scheduling.replica import Replica
+from jaxserve.scheduling.residency import Spare
 
 
 @dataclasses.dataclass(slots=True)
 class Admitted:
-    """A request was taken in by `group`; `begins` where stage 0 is to begin it now, as a batch of one.
+    """A request was taken in by `group`.
 
     Attributes:
+        group: its index.
         predicted_finish_s: when it is expected to be answered, unless others join its batch or one ahead of it.
+        begins: id of the batch that stage 0 of the group is to begin now; None for none.
     """
 
     group: int
     predicted_finish_s: float
-    begins: bool
+    begins: int | None
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,39 +66,70 @@ class Scheduler:
         dispatch: chooses among the groups that hold a model.
         overhead_s: added to every predicted finish: what an answer costs beyond its stages.
         max_queue: how many requests may wait for the first stage of a group; one more is rejected.
+        policy: who goes first, where it is not who came first.
     """
 
     def __init__(
-        self, *, dispatch: Dispatch = alpaserve, overhead_s: float = 0.0, max_queue: int = sys.maxsize
+        self,
+        *,
+        dispatch: Dispatch = alpaserve,
+        overhead_s: float = 0.0,
+        max_queue: int = sys.maxsize,
+        policy: Policy = FIRST_COME,
     ) -> None:
         self.groups: list[GroupState] = []
         self._dispatch = dispatch
         self._overhead_s = overhead_s
         self._max_queue = max_queue
+        self._policy = policy
         self._holders: dict[str, list[Replica]] = {}
         self._open: dict[str, list[Replica]] = {}  # of the holders, the healthy ones
         self._inside: dict[int, tuple[int, Batch]] = {}  # who is waited for, by id
+        self._brought = 0
+        self._holding: set[int] = set()  # groups that hold a batch for company, and some that held one
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; holds settled requests until it is pruned
 
-    def add_group(self, stages: int) -> int:
-        """Adds an idle group; returns its index."""
-        self.groups.append(GroupState(stages))
+    def add_group(self, stages: int, *, spare_bytes: Sequence[float] | None = None) -> int:
+        """Adds an idle group, where spares may take so much of a device of each stage; returns its index."""
+        order = None if self._policy == FIRST_COME else Order(self._policy)
+        self.groups.append(GroupState(stages, order, spare_bytes))
         return len(self.groups) - 1
 
-    def place(self, group: int, model: str, latency_s: Latencies, grid: Grid = ALONE) -> None:
+    def place(
+        self,
+        group: int,
+        model: str,
+        latency_s: Latencies,
+        grid: Grid = ALONE,
+        *,
+        max_wait_s: float = 0.0,
+        spare: Spare | None = None,
+    ) -> None:
         """Lets `group` serve `model`, whose requests merge as `grid` says.
 
-        `latency_s[bucket][stage]` is what each stage takes.
+        Args:
+            group: its index.
+            model: its name.
+            latency_s: what each stage takes, at `latency_s[bucket][stage]`.
+            grid: which buckets merged requests run on.
+            max_wait_s: for how long a request that finds stage 0 free may wait for company.
+            spare: how it is brought to the devices, where it is not to be there always.
+
+        Raises:
+            PlacementError: it is a spare, and larger than all that spares may take.
         """
-        latencies = StageLatencies(latency_s, list(latency_s), grid)
+        if spare is not None:
+            self.groups[group].residency.add(model, spare)
+        latencies = StageLatencies(latency_s, grid)
         holders = [replica for replica in self._holders.get(model, []) if replica.group != group]
-        holders.append(Replica(group, self.groups[group], latencies))
+        holders.append(Replica(group, self.groups[group], latencies, max_wait_s, spare))
         self._holders[model] = sorted(holders, key=lambda replica: replica.group)
         self._find_open()
 
     def withdraw(self, group: int, model: str) -> None:
         """Sends no further request of `model` to `group`; what is inside goes on."""
-        self._holders[model] = [replica for replica in self._holders[model] if replica.group != group]
+        self.groups[group].residency.remove(model)
+        self._holders[model] = [replica for replica in self._holders.get(model, []) if replica.group != group]
         self._find_open()
 
     def drift(self, model: str) -> float:
@@ -112,7 +147,9 @@ class Scheduler:
         replica = holders[0] if len(holders) == 1 else self._dispatch(holders, request, now_s)
         group, latencies = replica.state, replica.latencies
         latency_s = replica.latency_s(request.bucket)
-        clocks = group.clocks(now_s)
+        if replica.spare is not None:
+            replica.spare.ask(now_s)
+        clocks = replica.clocks(now_s)
         reserved_rows, bucket = 0, request.bucket
         if latencies.grid.most_rows > request.rows:
             reserved_rows = replica.rows_to_reserve(
@@ -126,10 +163,20 @@ class Scheduler:
                 latency_s = latencies.estimated[bucket]
         ahead = clocks_after(clocks, latency_s, now_s)
         finish_s = ahead[-1] + self._overhead_s
+        left_s = request.slo_s - (finish_s - request.arrival_s)
         if group.queue_length >= self._max_queue:
             retry_after_s = max(0.0, group.next_begin_s - now_s)
-            return Rejected(id=request.id, predicted_finish_s=finish_s, retry_after_s=retry_after_s, full=True)
-        late = finish_s - request.arrival_s > request.slo_s
+            return _refused(request, finish_s, retry_after_s, RefuseReason.FULL)
+        if group.order is not None:
+            retry_after_s = group.order.retry_after_s(
+                request.tenant,
+                wait_s=max(0.0, finish_s - now_s - total_s(latency_s)),
+                left_s=left_s,
+                places_left=self._max_queue - group.queue_length,
+            )
+            if retry_after_s > 0.0:
+                return _refused(request, finish_s, retry_after_s, RefuseReason.SHARE)
+        late = left_s < 0.0
         join = group.best_join(
             request,
             latencies,
@@ -137,23 +184,111 @@ class Scheduler:
             overhead_s=self._overhead_s,
             now_s=now_s,
         )
-        begins = False
+        moves: list[Move] = []
+        if join is not None:
+            late = False
+        if group.order is not None and group.queue_length:
+            join, moves, late = self._find_seat(request, replica, join, ahead, late=late, now_s=now_s)
+        if late:
+            warm_s = clocks_after(group.clocks(now_s), latency_s, now_s)[-1] + self._overhead_s
+            if in_time((request,), warm_s):
+                return _refused(request, finish_s, clocks[-1] - now_s, RefuseReason.COLD)
+            alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
+            return _refused(request, finish_s, -left_s if alone_s <= request.slo_s else math.inf, RefuseReason.LATE)
+        begins: int | None = None
         if join is not None:
             batch = join.batch
             group.join(request, join)
             finish_s = join.finish_s + self._overhead_s
-        elif late:
-            alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
-            late_s = finish_s - request.arrival_s - request.slo_s
-            retry_after_s = late_s if alone_s <= request.slo_s else math.inf
-            return Rejected(id=request.id, predicted_finish_s=finish_s, retry_after_s=retry_after_s)
         else:
             batch = Batch(request, [request], latencies, bucket, latency_s, ahead, request.rows, reserved_rows)
-            begins = group.append(batch, now_s)
+            if replica.spare is not None and not replica.spare.resident:
+                begins = self._bring(replica, request.model, now_s)
+                group.append(batch, now_s)
+            elif replica.max_wait_s > 0.0 and group.is_free and request.rows < latencies.grid.most_rows:
+                group.hold(batch, now_s + replica.max_wait_s)
+                self._holding.add(replica.group)
+            else:
+                begins = group.append(batch, now_s)
         self._inside[request.id] = (replica.group, batch)
+        if group.held is not None:
+            begins, finish_s = self._hold_on(group, now_s)
+        elif moves:
+            for into, member in group.exchange(request, moves, batch):
+                self._inside[member.id] = (replica.group, into)
+            finish_s = self._inside[request.id][1].clocks[-1] + self._overhead_s
         if expires and request.slo_s != math.inf:
             self._watch(request)
         return Admitted(replica.group, finish_s, begins)
+
+    def _find_seat(
+        self, request: Request, replica: Replica, join: Join | None, ahead: Sequence[float], *, late: bool, now_s: float
+    ) -> tuple[Join | None, list[Move], bool]:
+        """The place for a request, who makes room for it, and whether it is late all the same (order.py).
+
+        Args:
+            request: who arrives.
+            replica: where.
+            join: the batch that it had best join, if any.
+            ahead: the clocks with it behind all others.
+            late: whether it would be late there.
+            now_s: the time of its arrival.
+        """
+        group, latencies = replica.state, replica.latencies
+        if late:  # a place that is late for this one may do for another
+            anybody = dataclasses.replace(request, slo_s=math.inf)
+            join = group.best_join(
+                anybody, latencies, sooner_than_s=ahead[-1], overhead_s=self._overhead_s, now_s=now_s
+            )
+        place_s = ahead[-1] if join is None else join.finish_s
+        moves, seat_s = group.moves(request, latencies, join, finish_s=place_s, overhead_s=self._overhead_s)
+        return join, moves, late and not in_time((request,), seat_s + self._overhead_s)
+
+    def preload(self, model: str, *, now_s: float) -> tuple[int, int | None] | None:
+        """Brings a spare to the devices of a group, where that is worth it (residency.py).
+
+        Returns the group and the id of the batch that its stage 0 is to begin now, if any; None where it is not.
+        """
+        replicas = self._open.get(model, [])
+        if not replicas or any(replica.spare is None or replica.spare.resident for replica in replicas):
+            return None
+        replica = min(replicas, key=lambda replica: replica.clocks(now_s)[-1])
+        if not replica.state.residency.is_worth_it(model, now_s):
+            return None
+        return replica.group, self._bring(replica, model, now_s)
+
+    def _append(self, replica: Replica, batch: Batch, now_s: float, begins: list[tuple[int, int]]) -> None:
+        """Appends a batch whose clocks are not known yet, and ahead of it what brings its model, if it is not there."""
+        begun: list[int | None] = []
+        if replica.spare is not None and not replica.spare.resident:
+            begun.append(self._bring(replica, batch.first.model, now_s))
+        batch.clocks = clocks_after(replica.clocks(now_s), batch.latency_s, now_s)
+        begun.append(replica.state.append(batch, now_s))
+        begins += [(0, batch_id) for batch_id in begun if batch_id is not None]
+
+    def _bring(self, replica: Replica, model: str, now_s: float) -> int | None:
+        """Has a spare brought behind all else; returns the id of the batch that stage 0 begins now."""
+        assert replica.spare is not None
+        self._brought += 1
+        batch = Batch.of([Request(id=-self._brought, model=model, arrival_s=now_s)], replica.spare.latencies)
+        batch.clocks = replica.clocks(now_s)
+        batch.leaving = replica.state.residency.bring(model, now_s)
+        return replica.state.append(batch, now_s)
+
+    def _hold_on(self, group: GroupState, now_s: float) -> tuple[int | None, float]:
+        """Holds a batch that somebody has just come into, for half of what its members have left at most.
+
+        Returns its id where it is to begin now, and when it will be done.
+        """
+        batch = group.held
+        assert batch is not None
+        finish_s = batch.clocks[-1] + self._overhead_s
+        left_s = min(member.slo_s - (finish_s - member.arrival_s) for member in batch.members)
+        until_s = min(group.held_until_s, now_s + left_s / 2)
+        if until_s <= now_s or batch.rows >= batch.latencies.grid.most_rows:
+            return group.release(now_s), finish_s
+        group.held_until_s = until_s
+        return None, group.finish_if_begun_s(batch, until_s) + self._overhead_s
 
     def stage_done(self, group: int, stage: int, batch_id: int, *, now_s: float, failed: bool = False) -> Step:
         """Reports that a stage has ended a batch, or that the model raised on it there."""
@@ -165,11 +300,12 @@ class Scheduler:
         outcomes: list[Done | Failed] = []
         begins: list[tuple[int, int]] = []
         if left is not None and failed and len(left.members) > 1:
-            for half in state.split(left):
-                for member in half.members:
-                    self._inside[member.id] = (group, half)
-            if stage > 0:
-                self._begin_next(state, 0, now_s, begins)
+            self._run_again(group, left, now_s, begins)
+            if stage > 0 and (begun := state.begin_next(0, now_s)) is not None:
+                begins.append((0, begun))
+        elif left is not None and left.leaving is not None:
+            if failed:
+                state.residency.forget(left.first.model)
         elif left is not None:
             for member in left.members:
                 del self._inside[member.id]
@@ -177,10 +313,28 @@ class Scheduler:
                     outcomes.append(Failed(id=member.id, group=group, reason=FailReason.MODEL))
                 else:
                     outcomes.append(Done(id=member.id, group=group, finish_s=now_s + self._overhead_s))
-        elif stage + 1 < state.stages:
-            self._begin_next(state, stage + 1, now_s, begins)
-        self._begin_next(state, stage, now_s, begins)
+        elif stage + 1 < state.stages and (begun := state.begin_next(stage + 1, now_s)) is not None:
+            begins.append((stage + 1, begun))
+        if (begun := state.begin_next(stage, now_s)) is not None:
+            begins.append((stage, begun))
         return Step(outcomes, begins)
+
+    def _run_again(self, group: int, batch: Batch, now_s: float, begins: list[tuple[int, int]]) -> None:
+        """Takes a batch that failed in again as two, ahead of all that wait.
+
+        Those of a spare are taken in behind all others: for what is ahead it may have to leave.
+        """
+        state, model = self.groups[group], batch.first.model
+        if state.residency.has(model):
+            replica = next(each for each in self._holders[model] if each.group == group)
+            halves = batch.halves()
+            for half in halves:
+                self._append(replica, half, now_s, begins)
+        else:
+            halves = state.split(batch)
+        for half in halves:
+            for member in half.members:
+                self._inside[member.id] = (group, half)
 
     def cancel(self, request_id: int, *, reason: FailReason = FailReason.CANCELLED) -> Failed | None:
         """Lets go of a request; None where it is not inside (never admitted, or settled already)."""
@@ -206,6 +360,24 @@ class Scheduler:
             if failed is not None:
                 expired.append(failed)
         return expired
+
+    @property
+    def next_release_s(self) -> float:
+        """When `release` next has something to do; infinite where it has not."""
+        return min((self.groups[group].held_until_s for group in self._holding), default=math.inf)
+
+    def release(self, *, now_s: float) -> list[tuple[int, int]]:
+        """(group, batch id) of what stage 0 is to begin now, as it has waited for company long enough."""
+        begins: list[tuple[int, int]] = []
+        for group in sorted(self._holding):
+            state = self.groups[group]
+            if state.held_until_s <= now_s:
+                batch_id = state.release(now_s)
+                assert batch_id is not None
+                begins.append((group, batch_id))
+            if state.held is None:
+                self._holding.discard(group)
+        return begins
 
     @property
     def next_deadline_s(self) -> float:
@@ -251,12 +423,6 @@ class Scheduler:
         """Ids of the requests that somebody waits for, in no order."""
         return tuple(self._inside)
 
-    @staticmethod
-    def _begin_next(state: GroupState, stage: int, now_s: float, begins: list[tuple[int, int]]) -> None:
-        begun = state.begin_next(stage, now_s)
-        if begun is not None:
-            begins.append((stage, begun))
-
     def _find_open(self) -> None:
         self._open = {
             model: [each for each in holders if each.state.healthy and not each.state.stuck]
@@ -269,3 +435,7 @@ class Scheduler:
             self._deadlines = [item for item in self._deadlines if item[1] in self._inside]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (request.deadline_s, request.id, request))
+
+
+def _refused(request: Request, finish_s: float, retry_after_s: float, reason: RefuseReason) -> Rejected:
+    return Rejected(id=request.id, predicted_finish_s=finish_s, retry_after_s=retry_after_s, reason=reason)

@@ -243,7 +243,12 @@ class Connection(asyncio.Protocol):
             on_settled = functools.partial(self._settle, request_id)
             try:
                 ticket = self._engine.submit(
-                    message.model, message.inputs, deadline_s=message.deadline_s, on_settled=on_settled
+                    message.model,
+                    message.inputs,
+                    deadline_s=message.deadline_s,
+                    on_settled=on_settled,
+                    priority=message.priority,
+                    tenant=message.tenant,
                 )
             except Exception:  # the engine promises not to; if it does, that must cost one request, not a connection
                 self._settle_failed(request_id, "submit")

@@ -21,11 +21,13 @@ class InferenceEngine(Protocol):
         *,
         deadline_s: float | None,
         on_settled: OnSettled,
+        priority: int = 0,
+        tenant: str = "",
     ) -> int:
         """Takes a request and returns a ticket for `cancel`.
 
         `on_settled` is called exactly once, on the loop's thread, with the outputs or with the error that takes their
-        place; it may be called before `submit` returns.
+        place; it may be called before `submit` returns. `priority` and `tenant` are as in `messages.Infer`.
         """
         ...
 

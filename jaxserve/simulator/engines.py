@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from jaxserve.plans import Fleet, Group, Profiles
+from jaxserve.plans import Fleet, Group, Profile, Profiles
 from jaxserve.request import Done, Request
-from jaxserve.scheduling import Dispatch, Grid, Scheduler
+from jaxserve.scheduling import Dispatch, Grid, Policy, Scheduler, Spare
 from jaxserve.simulator import batches
 from jaxserve.simulator.reference import Reference
 from jaxserve.simulator.rows import Rows
@@ -37,41 +37,80 @@ class ByReference:
 
     Args:
         workload: of which parts are run.
+        fleet: has the models.
         dispatch: chooses a group.
         overhead_s: added to every finish.
         max_batch: the largest batch.
+        policy: who goes first.
     """
 
-    def __init__(self, workload: Workload, *, dispatch: Dispatch, overhead_s: float, max_batch: int) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        fleet: Fleet,
+        dispatch: Dispatch,
+        overhead_s: float,
+        max_batch: int,
+        policy: Policy,
+    ) -> None:
         self._workload = workload
-        self._scheduler = functools.partial(Scheduler, dispatch=dispatch, overhead_s=overhead_s)
+        self._fleet = fleet
+        self._max_wait_s = {model.name: model.max_wait_s or 0.0 for model in fleet.models}
+        self._scheduler = functools.partial(Scheduler, dispatch=dispatch, overhead_s=overhead_s, policy=policy)
         self._max_batch = max_batch
 
     def run(self, groups: Sequence[Group], rows: Sequence[Rows], first: int, finish_s: Floats, group: Ints) -> Floats:
         """See `Engine`."""
         scheduler = self._scheduler()
-        latencies = [
-            {name: tuple(row.stage_latency_s for row in buckets) for name, buckets in held.items()} for held in rows
-        ]
         for each, held in zip(groups, rows, strict=True):
-            index = scheduler.add_group(each.inter_op)
+            index = scheduler.add_group(each.inter_op, spare_bytes=self._spare_bytes(each, held))
             for name, buckets in held.items():
                 grid = Grid([row.batch_size for row in buckets], max_batch=self._max_batch)
-                scheduler.place(index, name, latencies[index][name], grid)
-        driver = Reference(scheduler, latency_s=lambda group, model: latencies[group][model])
+                scheduler.place(
+                    index,
+                    name,
+                    tuple(row.stage_latency_s for row in buckets),
+                    grid,
+                    max_wait_s=self._max_wait_s[name],
+                    spare=self._spare(buckets[0]) if name in each.spares else None,
+                )
+        driver = Reference(scheduler)
         requests = slice(first, first + len(finish_s))
-        arrival_s: list[float] = self._workload.arrival_s[requests].tolist()
-        slo_s: list[float] = self._workload.slo_s[requests].tolist()
-        model: list[int] = self._workload.model[requests].tolist()
+        workload = self._workload
+        arrival_s: list[float] = workload.arrival_s[requests].tolist()
+        slo_s: list[float] = workload.slo_s[requests].tolist()
+        model: list[int] = workload.model[requests].tolist()
+        priority: list[int] = workload.priority[requests].tolist()
+        tenant: list[int] = workload.tenant[requests].tolist()
         for at in range(len(arrival_s)):
-            name = self._workload.model_names[model[at]]
-            driver.arrive(Request(id=at, model=name, arrival_s=arrival_s[at], slo_s=slo_s[at]))
+            request = Request(
+                id=at,
+                model=workload.model_names[model[at]],
+                arrival_s=arrival_s[at],
+                slo_s=slo_s[at],
+                priority=priority[at],
+                tenant=workload.tenant_names[tenant[at]],
+            )
+            driver.arrive(request)
         driver.drain()
         for at, answer in driver.answers.items():
             if isinstance(answer.outcome, Done):
                 finish_s[at] = answer.outcome.finish_s
                 group[at] = answer.outcome.group
         return np.array([driver.busy_s.get(index, 0.0) for index in range(len(groups))])
+
+    def _spare_bytes(self, group: Group, rows: Rows) -> list[float]:
+        """What the models of a group leave of each device of its stages."""
+        return [
+            self._fleet.memory_bytes - sum(rows[name][0].stage_weight_bytes[stage] for name in group.models)
+            for stage in range(group.inter_op)
+        ]
+
+    def _spare(self, row: Profile) -> Spare:
+        rate = self._fleet.restore_bytes_per_s
+        assert rate is not None
+        return Spare.of(row.stage_weight_bytes, [each / rate for each in row.stage_weight_bytes])
 
 
 class ByLoop:

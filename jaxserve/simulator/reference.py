@@ -9,7 +9,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 
-from jaxserve.request import Done, Failed, Outcome, Request
+from jaxserve.request import Done, Failed, Outcome, RefuseReason, Request
 from jaxserve.scheduling import Admitted, Scheduler
 
 StageTime = Callable[[Sequence[Request], int, int, float], tuple[float, bool]]
@@ -42,21 +42,18 @@ class Reference:
 
     Args:
         scheduler: with its groups and models placed.
-        latency_s: profiled seconds of a model's stages on a group: `latency_s(group, model)[bucket][stage]`.
-        stage_time: what stages take in truth.
+        stage_time: what stages take in truth; bringing a spare takes what is profiled.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         *,
-        latency_s: Callable[[int, str], tuple[tuple[float, ...], ...]],
         stage_time: StageTime = as_profiled,
     ) -> None:
         self.answers: dict[int, Answer] = {}
         self.busy_s: dict[int, float] = {}
         self._scheduler = scheduler
-        self._latency_s = latency_s
         self._stage_time = stage_time
         self._admitted: dict[int, Admitted] = {}
         self._ends: list[tuple[float, int, int, int, bool]] = []  # (time, group, batch id, stage, raises)
@@ -69,10 +66,12 @@ class Reference:
         decision = self._scheduler.submit(request, now_s=request.arrival_s)
         if not isinstance(decision, Admitted):
             self.answers[request.id] = Answer(outcome=decision, at_s=request.arrival_s, admitted=None)
+            if decision.reason is RefuseReason.COLD:
+                self._preload(request)
             return
         self._admitted[request.id] = decision
-        if decision.begins:
-            self._begin(decision.group, 0, request.id, request.arrival_s)
+        if decision.begins is not None:
+            self._begin(decision.group, 0, decision.begins, request.arrival_s)
 
     def cancel(self, request_id: int, at_s: float) -> None:
         """A caller gives up."""
@@ -89,14 +88,19 @@ class Reference:
             self._settle(failed, at_s)
 
     def advance(self, to_s: float) -> None:
-        """Lets time pass up to and including `to_s`: at each instant completions first, then expiries."""
+        """Lets time pass up to and including `to_s`: at each instant completions, then releases, then expiries."""
         while True:
             end_s = self._ends[0][0] if self._ends else math.inf
+            release_s = self._scheduler.next_release_s
             deadline_s = self._scheduler.next_deadline_s
-            if min(end_s, deadline_s) > to_s or min(end_s, deadline_s) == math.inf:
+            next_s = min(end_s, release_s, deadline_s)
+            if next_s > to_s or next_s == math.inf:
                 return
-            if end_s <= deadline_s:
+            if end_s == next_s:
                 self._end()
+            elif release_s == next_s:
+                for group, batch_id in self._scheduler.release(now_s=release_s):
+                    self._begin(group, 0, batch_id, release_s)
             else:
                 for failed in self._scheduler.expire(now_s=deadline_s):
                     self._settle(failed, deadline_s)
@@ -107,11 +111,19 @@ class Reference:
 
     def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
         batch = self._scheduler.groups[group].batch(batch_id)
-        profiled_s = self._latency_s(group, batch.first.model)[batch.bucket][stage]
-        takes_s, raises = self._stage_time(batch.members, group, stage, profiled_s)
+        takes_s, raises = batch.latencies.profiled[batch.bucket][stage], False
+        if batch.requests:
+            takes_s, raises = self._stage_time(batch.requests, group, stage, takes_s)
         self.busy_s[group] = self.busy_s.get(group, 0.0) + takes_s
         self._life_of[batch_id, stage] = self._lives.get(group, 0)
         heapq.heappush(self._ends, (now_s + takes_s, group, batch_id, stage, raises))
+
+    def _preload(self, request: Request) -> None:
+        brought = self._scheduler.preload(request.model, now_s=request.arrival_s)
+        if brought is not None:
+            group, batch_id = brought
+            if batch_id is not None:
+                self._begin(group, 0, batch_id, request.arrival_s)
 
     def _end(self) -> None:
         now_s, group, batch_id, stage, raises = heapq.heappop(self._ends)

@@ -6,7 +6,7 @@ from jaxserve.errors import PlacementError
 from jaxserve.plans import Fleet, Group, Profile, Profiles
 
 Rows = dict[str, tuple[Profile, ...]]
-"""The buckets of each model of a group: what a batch of each size takes, in order of size, size 1 first."""
+"""The buckets of each model and spare of a group: what a batch of each size takes, in order of size, size 1 first."""
 
 
 def rows_of(groups: Sequence[Group], *, fleet: Fleet, profiles: Profiles, max_batch: int) -> list[Rows]:
@@ -25,7 +25,12 @@ def rows_of(groups: Sequence[Group], *, fleet: Fleet, profiles: Profiles, max_ba
             )
         used = [0.0] * group.inter_op
         held: Rows = {}
-        for name in group.models:
+        if group.spares and fleet.restore_bytes_per_s is None:
+            raise PlacementError(
+                f"group {index} has spares, but how fast weights go to its devices is not known; give the fleet's "
+                f"cluster a restore_bytes_per_s"
+            )
+        for name in (*group.models, *group.spares):
             if name not in profile_of:
                 raise PlacementError(f"group {index} holds {name!r}, which is not in the fleet; add it or take it out")
             row = profiles.find(profile_of[name], group.config)
@@ -39,7 +44,8 @@ def rows_of(groups: Sequence[Group], *, fleet: Fleet, profiles: Profiles, max_ba
                     f"{listed and f', or choose one of {listed}'}"
                 )
             held[name] = (row, *_larger(row, profiles.models[profile_of[name]], max_batch))
-            used = [before + more for before, more in zip(used, row.stage_weight_bytes, strict=True)]
+            if name in group.models:
+                used = [before + more for before, more in zip(used, row.stage_weight_bytes, strict=True)]
         heaviest = max(used)
         if heaviest > fleet.memory_bytes:
             raise PlacementError(

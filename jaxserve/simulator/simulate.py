@@ -2,13 +2,14 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, Placement, Profiles, Segment
-from jaxserve.scheduling import DISPATCHES
+from jaxserve.scheduling import DISPATCHES, FIRST_COME, Policy
 from jaxserve.simulator import batches
 from jaxserve.simulator.engines import ByLoop, ByReference, Engine
 from jaxserve.simulator.rows import rows_of
@@ -46,7 +47,10 @@ class SimulationResult:
         return _share(self.outcome == SERVED)
 
     def to_json(self) -> dict[str, object]:
-        """The result as `jaxserve simulate --json` prints it."""
+        """The result as `jaxserve simulate --json` prints it.
+
+        Where the workload has priorities or tenants, it has `per_priority` or `per_tenant` too.
+        """
         latency_s = (self.finish_s - self.workload.arrival_s)[~np.isnan(self.finish_s)]
         per_model: dict[str, object] = {}
         for index, name in enumerate(self.workload.model_names):
@@ -67,11 +71,35 @@ class SimulationResult:
                 for index, busy in enumerate(self.busy)
             ],
             "wall_s": self.wall_s,
-        }
+        } | self._per_class()
+
+    def _per_class(self) -> dict[str, object]:
+        """What became of the requests of each priority and of each tenant, where there are several."""
+        workload = self.workload
+        priorities = {str(each): workload.priority == each for each in np.unique(workload.priority)}
+        tenants = {workload.tenant_names[each]: workload.tenant == each for each in np.unique(workload.tenant)}
+        latency_s = self.finish_s - workload.arrival_s
+        found: dict[str, object] = {}
+        for key, classes in (("per_priority", priorities), ("per_tenant", tenants)):
+            if len(classes) > 1:
+                found[key] = {
+                    name: {
+                        "requests": int(own.sum()),
+                        "slo_attainment": _share(self.outcome[own] == SERVED),
+                        "latency_p50_s": _median(latency_s[own]),
+                    }
+                    for name, own in classes.items()
+                }
+        return found
 
 
 def _share(hits: npt.NDArray[np.bool_]) -> float:
     return float(hits.mean()) if len(hits) else 1.0
+
+
+def _median(latency_s: Floats) -> float | None:
+    served_s = latency_s[~np.isnan(latency_s)]
+    return float(np.median(served_s)) if len(served_s) else None
 
 
 def simulate(
@@ -83,6 +111,8 @@ def simulate(
     dispatch: str = "alpaserve",
     overhead_s: float = 0.0,
     max_batch: int = 1,
+    max_overtakings: int = 0,
+    shares: Mapping[str, float] | None = None,
     engine: str = "fast",
 ) -> SimulationResult:
     """Decides every request of a workload as the scheduler would, on stages that take exactly what was profiled.
@@ -95,11 +125,15 @@ def simulate(
 
     Where hosts end is not asked: a stage that spans two of them, which no cluster can serve, runs as any other.
 
+    By `max_overtakings` the priorities of requests count, by `shares` their tenants, as in `Engine`.
+
     The engine "reference" drives the scheduler itself; "fast" is compiled and gives the same, `busy` but for rounding.
+    Priorities, shares, models that wait for company and spares are not compiled: "fast" leaves them to the reference.
 
     Raises:
         PlacementError: the placement does not fit the fleet, the cluster or the profiles.
-        ConfigError: no such dispatch or engine, a negative overhead, or a largest batch of less than 1.
+        ConfigError: no such dispatch or engine, a negative overhead, a largest batch of less than 1, a negative number
+            of overtakings, or a share that is not greater than 0.
     """
     if dispatch not in DISPATCHES:
         raise ConfigError(f"dispatch is {dispatch!r}, but must be one of {', '.join(DISPATCHES)}")
@@ -109,16 +143,16 @@ def simulate(
         raise ConfigError(f"max_batch is {max_batch}, but must be at least 1; at 1 no requests are merged")
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}, but must be one of {', '.join(ENGINES)}")
-    if engine == "fast" and dispatch not in batches.DISPATCHES:
-        raise ConfigError(
-            f"engine 'fast' has dispatch {', '.join(batches.DISPATCHES)} only; for {dispatch!r} choose 'reference'"
-        )
+    policy = Policy(max_overtakings=max_overtakings, shares=shares)
     began_s = time.perf_counter()
     segments = placement.segments or (Segment(start_s=0.0, groups=placement.groups),)
     rows = [rows_of(segment.groups, fleet=fleet, profiles=profiles, max_batch=max_batch) for segment in segments]
+    placed = {name for segment in segments for group in segment.groups for name in group.models}
+    waits = max_batch > 1 and any(model.max_wait_s for model in fleet.models if model.name in placed)
     by_engine: Engine
-    if engine == "fast":
-        placed = {name for segment in segments for group in segment.groups for name in group.models}
+    spares = any(group.spares for segment in segments for group in segment.groups)
+    compiled = dispatch in batches.DISPATCHES and policy == FIRST_COME and not waits and not spares
+    if engine == "fast" and compiled:
         by_engine = ByLoop(
             workload,
             placed,
@@ -129,7 +163,14 @@ def simulate(
             max_batch=max_batch,
         )
     else:
-        by_engine = ByReference(workload, dispatch=DISPATCHES[dispatch], overhead_s=overhead_s, max_batch=max_batch)
+        by_engine = ByReference(
+            workload,
+            fleet=fleet,
+            dispatch=DISPATCHES[dispatch],
+            overhead_s=overhead_s,
+            max_batch=max_batch,
+            policy=policy,
+        )
     finish_s = np.full(len(workload), np.nan)
     group = np.full(len(workload), -1, np.int32)
     busy: list[float] = []

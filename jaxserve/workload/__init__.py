@@ -19,7 +19,9 @@ from jaxserve.workload.transform import (
     scale_rate,
     scale_slo,
     windows,
+    with_priority,
     with_slo,
+    with_tenant,
 )
 from jaxserve.workload.workload import Workload
 
@@ -52,5 +54,7 @@ __all__ = [
     "split_uniform",
     "synthetic",
     "windows",
+    "with_priority",
     "with_slo",
+    "with_tenant",
 ]

@@ -1,8 +1,11 @@
 """What arguments must be, said in one way."""
 
 import math
+import reprlib
 
 from jaxserve.errors import ConfigError
+from jaxserve.plans import is_text
+from jaxserve.request import LONGEST_TENANT
 
 MOST_REQUESTS = 50_000_000  # some 60 bytes each while they are drawn; a day of 2019 has more calls than that
 MOST_WINDOWS = 20_000_000  # of all models together
@@ -19,6 +22,15 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name} is {value}, but must be finite and greater than 0{_MEND.get(name, '')}")
+
+
+def check_tenant_name(tenant: str) -> None:
+    """Raises `ConfigError` for the name of a tenant that is too long, or that no file can hold."""
+    if len(tenant) > LONGEST_TENANT or not is_text(tenant):
+        raise ConfigError(
+            f"tenant is {reprlib.repr(tenant)}, of {len(tenant)} characters, but must be text of at most "
+            f"{LONGEST_TENANT}, without NUL and lone surrogates"
+        )
 
 
 def check_requests(expected: float, mend: str) -> None:

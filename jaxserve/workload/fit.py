@@ -25,6 +25,7 @@ in 8, takes them in 3 for shifts every 30 s, and sees none in 1. In steady traff
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -114,8 +115,8 @@ def fit(
         duration_s=duration_s,
         rate=best.rate,
         cv=best.cv,
-        slo_s=_slos(workload),
         start_s=start_s,
+        **_terms(workload),
     )
 
 
@@ -168,10 +169,16 @@ def _log_likelihood(cells: Cells, rate: Floats, cv: Floats) -> float:
     return float((inside + ends + np.log(rate)).sum())
 
 
-def _slos(workload: Workload) -> tuple[Floats, ...]:
-    """SLOs of each model's requests, or the one that they all have; a model without requests has those of all."""
+def _terms(workload: Workload) -> dict[str, Any]:
+    """SLO, priority and tenant of each model's requests, or of one where all are alike, as `Fitted` has them.
+
+    A model without requests has those of all.
+    """
     order = np.argsort(workload.model, kind="stable")
     starts = np.searchsorted(workload.model[order], np.arange(1, len(workload.model_names)))
-    each = np.split(workload.slo_s[order], starts)
-    pooled = [part if part.size else workload.slo_s for part in each]
-    return tuple(part[:1] if (part == part[0]).all() else part for part in pooled)
+    terms = {"slo_s": workload.slo_s, "priority": workload.priority, "tenant": workload.tenant}
+    used = {name: values for name, values in terms.items() if name == "slo_s" or values.any()}
+    pooled = [[part if part.size else values for part in np.split(values[order], starts)] for values in used.values()]
+    alike = [all((part == part[0]).all() for part in parts) for parts in zip(*pooled, strict=True)]
+    kept = [tuple(part[:1] if one else part for part, one in zip(parts, alike, strict=True)) for parts in pooled]
+    return {**dict(zip(used, kept, strict=True)), "tenant_names": workload.tenant_names}

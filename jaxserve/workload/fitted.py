@@ -1,6 +1,7 @@
 """Traffic as rates and CVs of windows, and traffic drawn from them."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class Fitted:
         rate: float64 [windows, models], requests per second: the window's count / its length.
         cv: float64 [windows, models], coefficient of variation of the gaps; 1 where nothing tells it.
         slo_s: for each model the SLOs that its requests draw from, float64 [at least 1].
+        priority: for each model the priorities that go with these SLOs, int32, as many; empty where all are 0.
+        tenant: for each model the tenants that go with them, indices into `tenant_names`; empty where all are 0.
+        tenant_names: names of the tenants.
     """
 
     model_names: tuple[str, ...]
@@ -36,6 +40,9 @@ class Fitted:
     cv: Floats
     slo_s: tuple[Floats, ...]
     start_s: float = 0.0
+    priority: tuple[Ints, ...] = ()
+    tenant: tuple[Ints, ...] = ()
+    tenant_names: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
         check_positive(window_s=self.window_s, duration_s=self.duration_s)
@@ -49,6 +56,11 @@ class Fitted:
             raise ConfigError(
                 f"slo_s holds {len(self.slo_s)} arrays, but must hold one that is not empty for each model"
             )
+        shapes = [each.shape for each in self.slo_s]
+        for name in ("priority", "tenant"):
+            found = [each.shape for each in getattr(self, name)]
+            if found and found != shapes:
+                raise ConfigError(f"{name} has arrays of shapes {found}, but must have those of slo_s, {shapes}")
 
     @property
     def edges_s(self) -> Floats:
@@ -68,6 +80,8 @@ class Fitted:
         self, rng: np.random.Generator, *, rate_scale: float = 1.0, cv_scale: float = 1.0, posterior: bool = False
     ) -> Workload:
         """New requests like those that were fitted.
+
+        Each has the SLO, the priority and the tenant that one request of its model had, drawn among all of them.
 
         Each window is drawn by itself and in equilibrium, so that its expected count is rate x length, however short
         it is (see `renewal.draw`).
@@ -104,7 +118,8 @@ class Fitted:
         times = np.minimum(times, np.nextafter(edges[1:], 0.0)[cell // models])  # a sum may round up to the end
         order = np.argsort(times, kind="stable")
         model = (cell % models)[order]
-        return Workload(arrival_s=times[order], model=model, model_names=self.model_names, slo_s=self._slos(model, rng))
+        terms = self._terms(model, rng)
+        return Workload(arrival_s=times[order], model=model, model_names=self.model_names, **terms)
 
     def _check_drawn(self, rate_scale: float, cv_scale: float) -> None:
         requests = self.requests
@@ -130,10 +145,13 @@ class Fitted:
         events, exposure_s = effective(count, cv, length_s)
         return fit_prior(events, exposure_s, least_spread=_LEAST_SPREAD).draw(events, exposure_s, rng), cv
 
-    def _slos(self, model: Ints, rng: np.random.Generator) -> Floats:
+    def _terms(self, model: Ints, rng: np.random.Generator) -> dict[str, Any]:
+        """SLO, priority and tenant of each request, as `Workload` has them."""
         sizes = np.array([len(each) for each in self.slo_s], np.int64)
         starts = np.cumsum(sizes) - sizes
         which = starts[model]
         if (sizes > 1).any():
             which = which + rng.integers(sizes[model])
-        return np.concatenate(self.slo_s or (np.ones(1),))[which]
+        terms = {"slo_s": self.slo_s or (np.ones(1),), "priority": self.priority, "tenant": self.tenant}
+        drawn = {name: np.concatenate(of_models)[which] for name, of_models in terms.items() if of_models}
+        return {**drawn, "tenant_names": self.tenant_names}

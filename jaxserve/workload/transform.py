@@ -7,27 +7,31 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxserve.errors import ConfigError
-from jaxserve.workload.checks import check_positive, check_windows
+from jaxserve.request import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from jaxserve.workload.checks import check_positive, check_tenant_name, check_windows
 from jaxserve.workload.fit import fit
-from jaxserve.workload.workload import Workload
+from jaxserve.workload.workload import Ints, Workload
 
 
 def combine(workloads: Sequence[Workload]) -> Workload:
-    """The requests of all `workloads`, in order of arrival; models of one name are one model.
+    """The requests of all `workloads`, in order of arrival; models of one name are one model, and tenants one tenant.
 
     Requests that arrive at one instant stay in the order of their workloads.
     """
-    names = tuple(dict.fromkeys(name for each in workloads for name in each.model_names))
-    parts = [aligned(each, names) for each in workloads]
-    if not parts:
+    model_names = tuple(dict.fromkeys(name for each in workloads for name in each.model_names))
+    tenant_names = tuple(dict.fromkeys(name for each in workloads for name in each.tenant_names))
+    if not workloads:
         return Workload(arrival_s=np.zeros(0), model=np.zeros(0, np.int32), model_names=(), slo_s=np.zeros(0))
-    arrival_s = np.concatenate([part.arrival_s for part in parts])
+    arrival_s = np.concatenate([each.arrival_s for each in workloads])
     order = np.argsort(arrival_s, kind="stable")
     return Workload(
         arrival_s=arrival_s[order],
-        model=np.concatenate([part.model for part in parts])[order],
-        model_names=names,
-        slo_s=np.concatenate([part.slo_s for part in parts])[order],
+        model=np.concatenate([_places(each.model_names, model_names)[each.model] for each in workloads])[order],
+        model_names=model_names,
+        slo_s=np.concatenate([each.slo_s for each in workloads])[order],
+        priority=_together([each.priority for each in workloads], order),
+        tenant=_together([_places(each.tenant_names, tenant_names)[each.tenant] for each in workloads], order),
+        tenant_names=tenant_names,
     )
 
 
@@ -40,8 +44,7 @@ def between(workload: Workload, start_s: float, end_s: float = np.inf, *, from_z
     if not 0 <= start_s < end_s:
         raise ConfigError(f"from {start_s} s to {end_s} s was asked for, but 0 <= start < end must hold")
     first, last = np.searchsorted(workload.arrival_s, (start_s, end_s))
-    kept = _kept(workload, slice(int(first), int(last)))
-    return dataclasses.replace(kept, arrival_s=kept.arrival_s - start_s) if from_zero else kept
+    return workload.take(slice(int(first), int(last)), start_s=start_s if from_zero else 0.0)
 
 
 def windows(workload: Workload, window_s: float) -> tuple[Workload, ...]:
@@ -102,6 +105,29 @@ def with_slo(workload: Workload, slo_s: Mapping[str, float]) -> Workload:
     return dataclasses.replace(workload, slo_s=each[workload.model])
 
 
+def with_priority(workload: Workload, priority: int) -> Workload:
+    """The same requests, all of one priority.
+
+    Raises:
+        ConfigError: it is no whole number from -10 to 10.
+    """
+    if priority not in range(LOWEST_PRIORITY, HIGHEST_PRIORITY + 1):
+        raise ConfigError(
+            f"priority is {priority}, but must be a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}"
+        )
+    return dataclasses.replace(workload, priority=np.array(priority, np.int32))
+
+
+def with_tenant(workload: Workload, tenant: str) -> Workload:
+    """The same requests, all of one tenant; of none where that is empty.
+
+    Raises:
+        ConfigError: a name that is too long, or that no file can hold.
+    """
+    check_tenant_name(tenant)
+    return dataclasses.replace(workload, tenant=np.zeros((), np.int32), tenant_names=(tenant,))
+
+
 def rename(workload: Workload, names: Mapping[str, str]) -> Workload:
     """The same requests at models of other names; models that `names` leaves out keep theirs.
 
@@ -123,7 +149,7 @@ def only(workload: Workload, model_names: Sequence[str]) -> Workload:
     """
     _check_known(workload, model_names)
     indices = [workload.model_names.index(name) for name in model_names]
-    return aligned(_kept(workload, np.isin(workload.model, indices)), model_names)
+    return aligned(workload.take(np.isin(workload.model, indices)), model_names)
 
 
 def aligned(workload: Workload, model_names: Sequence[str]) -> Workload:
@@ -132,9 +158,7 @@ def aligned(workload: Workload, model_names: Sequence[str]) -> Workload:
     Raises:
         ConfigError: a model has requests but is not among `model_names`.
     """
-    index_of = {name: index for index, name in enumerate(model_names)}
-    indices = np.array([index_of.get(name, -1) for name in workload.model_names], np.int32)
-    model = indices[workload.model]
+    model = _places(workload.model_names, model_names)[workload.model]
     if (model < 0).any():
         name = workload.model_names[int(workload.model[np.argmax(model < 0)])]
         raise ConfigError(
@@ -143,13 +167,15 @@ def aligned(workload: Workload, model_names: Sequence[str]) -> Workload:
     return dataclasses.replace(workload, model=model, model_names=tuple(model_names))
 
 
-def _kept(workload: Workload, which: slice | npt.NDArray[np.bool_]) -> Workload:
-    return dataclasses.replace(
-        workload,
-        arrival_s=workload.arrival_s[which],
-        model=workload.model[which],
-        slo_s=workload.slo_s[which],
-    )
+def _together(parts: Sequence[Ints], order: npt.NDArray[np.intp]) -> Ints:
+    """The values of all parts in a new order; one that stands for all where they are 0."""
+    return np.concatenate(parts)[order] if any(part.any() for part in parts) else np.zeros((), np.int32)
+
+
+def _places(names: Sequence[str], among: Sequence[str]) -> Ints:
+    """The index of each name, int32 [names]; -1 where it is not there."""
+    index_of = {name: index for index, name in enumerate(among)}
+    return np.array([index_of.get(name, -1) for name in names], np.int32)
 
 
 def _check_known(workload: Workload, names: Sequence[str]) -> None:

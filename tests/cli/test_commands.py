@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +62,35 @@ def test_simulate_reads_csv_and_prints_a_table(capsys: pytest.CaptureFixture[str
     assert max(map(len, lines)) <= 80
 
 
+def test_simulate_tells_priorities_and_tenants_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "workload.npz"
+    recorded = Workload.load(CASE / "workload.npz")
+    turn = np.arange(len(recorded)) % 4
+    dataclasses.replace(
+        recorded,
+        slo_s=20 * recorded.slo_s,
+        priority=np.where(turn == 0, 5, 0),
+        tenant=np.where(turn < 2, 0, 1),
+        tenant_names=("a", "b"),
+    ).save(path)
+
+    def result(*options: str) -> dict[str, Any]:
+        assert run(simulate("--json", *options, workload=str(path))) == 0
+        return json.loads(capsys.readouterr().out)
+
+    first_come, by_priority = result(), result("--max-overtakings", "1000")
+    assert first_come["served"] >= json.loads((CASE / "expected.json").read_text())["served"]
+    assert first_come["per_priority"]["5"]["requests"] == by_priority["per_priority"]["5"]["requests"]
+    assert by_priority["per_priority"]["5"]["latency_p50_s"] < first_come["per_priority"]["5"]["latency_p50_s"]
+    assert by_priority["per_priority"]["0"]["latency_p50_s"] > first_come["per_priority"]["0"]["latency_p50_s"]
+    shared = result("--shares", "a=9,b=0.1")
+    assert shared["per_tenant"]["a"]["slo_attainment"] > shared["per_tenant"]["b"]["slo_attainment"] + 0.1
+    assert run(simulate("--shares", "equal", workload=str(path))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for head in ("priority", "tenant"):
+        assert any(line.split() == [head, "requests", "SLO", "%", "p50", "ms"] for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -67,6 +98,13 @@ def test_simulate_reads_csv_and_prints_a_table(capsys: pytest.CaptureFixture[str
         (simulate("--dispatch", "best"), "dispatch is 'best', but must be one of alpaserve"),
         (simulate("--overhead-s", "nan"), "overhead_s is nan"),
         (simulate("--max-batch", "0"), "max_batch is 0, but must be at least 1"),
+        (simulate("--max-overtakings", "-1"), "max_overtakings is -1, but must be a whole number of at least 0"),
+        (simulate("--shares", "a=0"), "the share of tenant 'a' is 0.0, but must be a number greater than 0"),
+        (simulate("--shares", "a=1,a=2"), "--shares is 'a=1,a=2', but must be `equal`, or a weight for each tenant"),
+        (simulate("--shares", "a"), "--shares is 'a', but must be `equal`"),
+        (["serve", "tests.cli.served:double", "--port=0", "--max-queue=0"], "max_queue is 0"),
+        (["serve", "tests.cli.served:double", "--port=0", "--shares", "a=x"], "--shares is 'a=x'"),
+        (["serve", "tests.cli.served:double", "--port=0", "--spare-bytes=1"], "but the placement has no spares"),
         (simulate("--engine", "slow"), "'slow' is not one of 'fast', 'reference'"),
         (simulate("--per-request", "/no/such/directory/x.npz"), "cannot be written"),
         (simulate(workload="/none.npz"), "/none.npz: cannot be read as a workload"),

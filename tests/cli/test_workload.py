@@ -11,6 +11,7 @@ from jaxserve.cli.main import run
 from jaxserve.plans import Group, Placement
 from jaxserve.workload import (
     Workload,
+    combine,
     fit,
     merge,
     read_azure_2019,
@@ -73,6 +74,9 @@ def assert_same(given: Workload, expected: Workload) -> None:
     np.testing.assert_array_equal(given.arrival_s, expected.arrival_s)
     np.testing.assert_array_equal(given.model, expected.model)
     np.testing.assert_array_equal(given.slo_s, expected.slo_s)
+    np.testing.assert_array_equal(given.priority, expected.priority)
+    np.testing.assert_array_equal(given.tenant, expected.tenant)
+    assert given.tenant_names == expected.tenant_names
 
 
 def test_synthetic(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,6 +197,28 @@ def test_scale_and_cut(inside: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(Workload.load("w.csv")) == 150
 
 
+def test_mixed_traffic_is_merged(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["workload", "cut", "w.npz", "--models=a", "--priority=5", "--tenant=acme [inc]", "-o", "a.npz"]) == 0
+    assert run(["workload", "scale", "w.npz", "--rate-scale=2", "--tenant=other", "-o", "b.csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "a.npz: 200 requests of 1 model in 99.5 s, 2.01 per second"
+    given = made(capsys, "merge", "a.npz", "b.csv", "w.npz")
+    assert_same(given, combine([Workload.load(name) for name in ("a.npz", "b.csv", "w.npz")]))
+    assert run(["workload", "show", "out.npz"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-11:] == [
+        *("", "priority requests", lines[-9], "5 200", "0 600"),
+        *("", "tenant requests", lines[-4], "acme [inc] 200", "other 300", "- 300"),
+    ]
+    assert run(["workload", "show", "out.npz", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["per_priority"] == {"5": {"requests": 200}, "0": {"requests": 600}}
+    assert told["per_tenant"] == {name: {"requests": n} for name, n in (("acme [inc]", 200), ("other", 300), ("", 300))}
+    drawn = made(capsys, "resample", "out.npz", "--rate-scale=5")
+    assert drawn.requests_by_tenant() == pytest.approx({"acme [inc]": 1000, "other": 1500, "": 1500}, rel=0.2)
+    again = made(capsys, "merge", "out.npz", "--priority=0", "--tenant=")
+    assert (again.requests_by_priority(), again.requests_by_tenant()) == ({0: len(drawn)}, {"": len(drawn)})
+
+
 def test_show(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["workload", "show", "w.npz"]) == 0
     printed = capsys.readouterr()
@@ -279,6 +305,11 @@ OUT = ["-o", "out.npz"]
         ([*SYNTHETIC[:2], *SYNTHETIC[3:]], "which models there are is not said"),
         ([*SYNTHETIC[:1], *SYNTHETIC[3:], "--fleet=no.json"], "no.json: cannot be read"),
         ([*SYNTHETIC[:1], *SYNTHETIC[3:], "--fleet=empty.json"], "empty.json: models is empty; add the models"),
+        ([*SYNTHETIC, "--priority=11"], "'--priority': 11 is not in the range -10<=x<=10"),
+        ([*SYNTHETIC, "--tenant=" + "x" * 129], "of 129 characters, but must be text of at most 128, without NUL"),
+        ([*SYNTHETIC, "--tenant=\udcff"], "tenant is '\\udcff', of 1 characters, but must be text"),
+        (["merge", *OUT], "Missing argument 'WORKLOAD...'"),
+        (["merge", "w.npz", "empty.npz", *OUT], "empty.npz: cannot be read as a workload"),
         ([*SYNTHETIC[:-2]], "Missing option '-o' / '--output'"),
         ([*SYNTHETIC, "-o", "out.txt"], "-o out.txt ends in neither .npz nor .csv, which say its format; add one"),
         ([*SYNTHETIC, "-o", "no/out.npz"], "-o no/out.npz: there is no directory no; make it first"),

@@ -21,6 +21,7 @@ from jaxserve.errors import (
     ModelFailed,
     ModelNotFound,
     ProtocolError,
+    QueueFull,
     ServerError,
     VersionMismatch,
 )
@@ -178,27 +179,33 @@ async def test_errors_have_their_types():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "deadline_s", "says"),
+    ("inputs", "options", "says"),
     [
-        ({"x": X}, 0, "deadline_s is 0"),
-        ({"x": X}, -1.0, "deadline_s is -1.0"),
-        ({"x": X}, float("nan"), "deadline_s is nan"),
-        ({"x": X}, 10**400, "must be a finite number of seconds"),
-        ({"x": X}, True, "deadline_s is True"),
-        ({"x": np.zeros(1, complex)}, None, "complex128 does not travel"),
-        ({"x": "text"}, None, "give a list of str"),
-        ([X], None, "inputs is a list"),
-        ({1: X}, None, "inputs is a dict; it must map the names of the inputs, each a str"),
-        ({"x": ["\ud800"]}, None, "surrogates"),
+        ({"x": X}, {"deadline_s": 0}, "deadline_s is 0"),
+        ({"x": X}, {"deadline_s": -1.0}, "deadline_s is -1.0"),
+        ({"x": X}, {"deadline_s": float("nan")}, "deadline_s is nan"),
+        ({"x": X}, {"deadline_s": 10**400}, "must be a finite number of seconds"),
+        ({"x": X}, {"deadline_s": True}, "deadline_s is True"),
+        ({"x": X}, {"priority": 11}, "priority is 11, but must be a whole number from -10 to 10"),
+        ({"x": X}, {"priority": None}, "priority is None"),
+        ({"x": X}, {"priority": 0.0}, "priority is 0.0"),
+        ({"x": X}, {"tenant": "x" * 129}, "tenant is 'xxx.*, but must be text of at most 128 characters"),
+        ({"x": X}, {"tenant": None}, "tenant is None"),
+        ({"x": X}, {"tenant": "\ud800"}, "surrogates"),
+        ({"x": np.zeros(1, complex)}, {}, "complex128 does not travel"),
+        ({"x": "text"}, {}, "give a list of str"),
+        ([X], {}, "inputs is a list"),
+        ({1: X}, {}, "inputs is a dict; it must map the names of the inputs, each a str"),
+        ({"x": ["\ud800"]}, {}, "surrogates"),
     ],
 )
-def test_bad_calls_are_refused_before_they_are_sent(inputs, deadline_s, says):
+def test_bad_calls_are_refused_before_they_are_sent(inputs, options, says):
     @on_every_loop
     async def test() -> None:
         engine = FakeEngine()
         async with serving(engine) as (_, client):
             with pytest.raises(InvalidInput, match=says):
-                await client.infer("now", inputs, deadline_s=deadline_s)
+                await client.infer("now", inputs, **options)
             assert engine.submitted == 0
             await client.infer("now", {"x": X})
 
@@ -243,6 +250,33 @@ async def test_the_server_is_told_how_much_time_is_left():
         assert 4.0 < held.deadline_s < 5.0
         engine.release_all()
         await call
+
+
+@on_every_loop
+async def test_priority_and_tenant_reach_the_engine():
+    engine = FakeEngine()
+    shares = [(0, ""), (-10, ""), (0, "team"), (10, "ü" * 128)]
+    async with serving(engine) as (_, client):
+        calls = [asyncio.create_task(client.infer("held", {"x": X}))]
+        for priority, tenant in shares[1:]:
+            call = client.infer("held", {"x": X}, deadline_s=5.0, priority=priority, tenant=tenant)
+            calls.append(asyncio.create_task(call))
+        await engine.until(lambda: len(engine.held) == 4)
+        assert [(held.priority, held.tenant) for held in engine.held.values()] == shares
+        engine.release_all()
+        await asyncio.gather(*calls)
+
+
+@on_every_loop
+async def test_a_full_queue_says_whose_it_is():
+    engine = FakeEngine()
+    async with serving(engine) as (_, client):
+        call = asyncio.create_task(client.infer("held", {"x": X}, tenant="team"))
+        await engine.until(lambda: len(engine.held) == 1)
+        engine.release(1, QueueFull("the tenant has its share", retry_after_s=0.5, tenant="team"))
+        with pytest.raises(QueueFull, match="has its share") as full:
+            await call
+        assert full.value.details == {"retry_after_s": 0.5, "tenant": "team"}
 
 
 @on_every_loop

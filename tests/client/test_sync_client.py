@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxserve.client import Client
-from jaxserve.errors import ConfigError, ConnectionLost, DeadlineExceeded, ModelNotFound
+from jaxserve.errors import ConfigError, ConnectionLost, DeadlineExceeded, InvalidInput, ModelNotFound
 from jaxserve.server import NativeServer
 from tests.server.fakes import FakeEngine
 from tests.server.live import X
@@ -47,6 +47,22 @@ def test_calls():
             client.infer("nobody", {"x": X})
         with pytest.raises(DeadlineExceeded):
             client.infer("held", {"x": X}, deadline_s=0.01)
+
+
+def test_priority_and_tenant_reach_the_engine():
+    with served() as (address, engine), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with Client(address) as client:
+            with pytest.raises(InvalidInput, match="priority is 11"):
+                client.infer("now", {"x": X}, priority=11)
+            with pytest.raises(InvalidInput, match="tenant is 7"):
+                client.infer("now", {"x": X}, tenant=7)  # pyright: ignore[reportArgumentType]
+            call = pool.submit(client.infer, "held", {"x": X}, priority=-3, tenant="team")
+            while not engine.held:
+                client.status()
+            [held] = engine.held.values()
+            assert (held.priority, held.tenant) == (-3, "team")
+        with pytest.raises(ConnectionLost):
+            call.result(10.0)
 
 
 def test_many_threads_share_it():

@@ -19,12 +19,13 @@ from jaxserve.errors import (
     GroupFailed,
     InferenceError,
     ModelFailed,
+    QueueFull,
     RequestCancelled,
 )
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement, Profile, Profiles
-from jaxserve.request import Done, FailReason, Outcome, Rejected, Request
-from jaxserve.scheduling import DISPATCHES, Grid, Scheduler
+from jaxserve.request import Done, FailReason, Outcome, RefuseReason, Rejected, Request
+from jaxserve.scheduling import DISPATCHES, Grid, Policy, Scheduler, Spare
 from jaxserve.simulator import Answer, Reference
 from tests.jumping_loop import run, until
 
@@ -40,6 +41,9 @@ MODELS = [
     )
     for index in range(3)
 ]
+MAX_WAITS_S = (0.0, 0.5, 0.1)
+SPARE_BYTES = 1.0  # what one model weighs
+RESTORE_BYTES_PER_S = 1.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Call:
     length: int
     slo_s: float
     cancel_s: float | None
+    priority: int
+    tenant: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,12 @@ class Case:
     overhead_s: float
     max_batch: int
     dispatch: str
+    policy: Policy
+    waits: bool
+
+    def max_wait_s(self, model: int) -> float:
+        """For how long a model waits for company."""
+        return MAX_WAITS_S[model] if self.waits and self.max_batch > 1 else 0.0
 
     def stage_time(self, requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
         stretch = self.stretch[(requests[0].id + stage) % len(self.stretch)]
@@ -94,7 +106,11 @@ def cases(draw: st.DrawFn) -> Case:
         stages = draw(st.integers(1, 3))
         held = draw(st.sets(st.integers(0, len(MODELS) - 1), min_size=1))
         devices = tuple(range(index * 4, index * 4 + stages))
-        groups.append(Group(inter_op=stages, devices=devices, models=tuple(f"m{model}" for model in sorted(held))))
+        names = [f"m{model}" for model in sorted(held)]
+        spares = draw(st.sampled_from((0, 0, 0, 1, 2)))
+        resident = tuple(names[: max(0, len(names) - spares)])
+        spare = tuple(names[len(resident) :])
+        groups.append(Group(inter_op=stages, devices=devices, models=resident, spares=spare))
         for model in held:
             base = draw(st.lists(LATENCIES, min_size=stages, max_size=stages))
             for growth, batch_size in zip((1.0, *draw(GROWTHS)), BATCH_SIZES, strict=True):
@@ -115,19 +131,23 @@ def cases(draw: st.DrawFn) -> Case:
         overhead_s=draw(st.sampled_from((0.0, 0.011))),
         max_batch=draw(st.sampled_from((4, 1, 2))),
         dispatch=draw(st.sampled_from(sorted(DISPATCHES))),
+        policy=Policy(
+            max_overtakings=draw(st.sampled_from((0, 0, 1, 3))),
+            shares=draw(st.sampled_from((None, None, {}, {"a": 3.0, "b": 0.25}))),
+        ),
+        waits=draw(st.booleans()),
     )
 
 
 def _row(stages: int, batch_size: int, length: int, latency_s: Sequence[float]) -> Profile:
-    nothing = (0.0,) * stages
     return Profile(
         intra_op=1,
         inter_op=stages,
         batch_size=batch_size,
         length=length,
         stage_latency_s=tuple(latency_s),
-        stage_weight_bytes=nothing,
-        stage_activation_bytes=nothing,
+        stage_weight_bytes=(1.0,) * stages,
+        stage_activation_bytes=(0.0,) * stages,
     )
 
 
@@ -142,15 +162,17 @@ def _calls(draw: st.DrawFn) -> Call:
         length=draw(st.sampled_from(LENGTHS)),
         slo_s=draw(st.sampled_from((0.25, 0.5, 1.0, 1.1, 2.0, 4.0, math.inf))),
         cancel_s=None if patience is None else arrival_s + patience,
+        priority=draw(st.sampled_from((0, 0, 1, -1, 10))),
+        tenant=draw(st.sampled_from(("", "a", "b"))),
     )
 
 
 def by_reference(case: Case) -> dict[int, Answer]:
-    scheduler = Scheduler(dispatch=DISPATCHES[case.dispatch], overhead_s=case.overhead_s)
+    scheduler = Scheduler(dispatch=DISPATCHES[case.dispatch], overhead_s=case.overhead_s, policy=case.policy)
     latencies: dict[tuple[int, str], Any] = {}
     for group in case.groups:
-        index = scheduler.add_group(group.inter_op)
-        for name in group.models:
+        index = scheduler.add_group(group.inter_op, spare_bytes=[SPARE_BYTES] * group.inter_op)
+        for name in (*group.models, *group.spares):
             rows = {
                 (row.batch_size, row.length): row.stage_latency_s
                 for row in case.profiles.models[name]
@@ -158,8 +180,16 @@ def by_reference(case: Case) -> dict[int, Answer]:
             }
             latencies[index, name] = tuple(rows[size, length] for size in BATCH_SIZES for length in LENGTHS)
             grid = Grid(BATCH_SIZES, [len(LENGTHS)], max_batch=case.max_batch)
-            scheduler.place(index, name, latencies[index, name], grid)
-    driver = Reference(scheduler, latency_s=lambda group, model: latencies[group, model], stage_time=case.stage_time)
+            spare = Spare.of((1.0,) * group.inter_op, (1.0 / RESTORE_BYTES_PER_S,) * group.inter_op)
+            scheduler.place(
+                index,
+                name,
+                latencies[index, name],
+                grid,
+                max_wait_s=case.max_wait_s(int(name[1:])),
+                spare=spare if name in group.spares else None,
+            )
+    driver = Reference(scheduler, stage_time=case.stage_time)
     for at_s, kind, index in case.events():
         if kind == 0:
             driver.fail_group(case.lost[index][1], at_s)
@@ -169,7 +199,16 @@ def by_reference(case: Case) -> dict[int, Answer]:
             call = case.calls[index]
             bucket = MODELS[call.model].bucket_index({"batch": call.rows, "length": call.length})
             name = f"m{call.model}"
-            request = Request(id=index, model=name, bucket=bucket, rows=call.rows, arrival_s=at_s, slo_s=call.slo_s)
+            request = Request(
+                id=index,
+                model=name,
+                bucket=bucket,
+                rows=call.rows,
+                arrival_s=at_s,
+                slo_s=call.slo_s,
+                priority=call.priority,
+                tenant=call.tenant,
+            )
             driver.arrive(request)
     driver.drain()
     return driver.answers
@@ -179,16 +218,25 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
     loop = asyncio.get_running_loop()
     answers: dict[int, tuple[Any, float]] = {}
     tickets: dict[int, int] = {}
-    cluster = EmulatedCluster(case.groups, case.profiles, stage_time=case.stage_time)
-    placed = {name for group in case.groups for name in group.models}
+    cluster = EmulatedCluster(
+        case.groups, case.profiles, stage_time=case.stage_time, restore_bytes_per_s=RESTORE_BYTES_PER_S
+    )
+    placed = {name for group in case.groups for name in (*group.models, *group.spares)}
     engine = Engine(
-        [model for model in MODELS if model.name in placed],
+        [
+            dataclasses.replace(model, max_wait_s=case.max_wait_s(index))
+            for index, model in enumerate(MODELS)
+            if model.name in placed
+        ],
         placement=Placement(groups=case.groups),
         cluster=cluster,
         clock=loop.time,
         overhead_s=case.overhead_s,
         max_batch=case.max_batch,
         dispatch=case.dispatch,
+        max_overtakings=case.policy.max_overtakings,
+        shares=case.policy.shares,
+        spare_bytes=SPARE_BYTES if any(group.spares for group in case.groups) else None,
     )
     async with engine:
         answered = asyncio.Event()
@@ -211,6 +259,8 @@ async def by_engine(case: Case) -> dict[int, tuple[Any, float]]:
                     _inputs(index, call),
                     deadline_s=None if call.slo_s == math.inf else call.slo_s,
                     on_settled=settle,
+                    priority=call.priority,
+                    tenant=call.tenant,
                 )
         while len(answers) < len(case.calls):
             answered.clear()
@@ -240,6 +290,8 @@ def _same(expected: Outcome, found: Any) -> bool:
         return isinstance(found, dict)
     if isinstance(expected, Rejected):
         # where no healthy group holds the model there is no prediction, and the error says so
+        if expected.reason is RefuseReason.SHARE:
+            return type(found) is QueueFull and found.retry_after_s == expected.retry_after_s
         return type(found) is (GroupFailed if expected.predicted_finish_s == math.inf else DeadlineRefused)
     return type(found) is kinds[expected.reason]
 
@@ -247,7 +299,7 @@ def _same(expected: Outcome, found: Any) -> bool:
 @settings(max_examples=2500, deadline=None, derandomize=True)
 @given(cases())
 def test_engine_decides_as_the_reference_does(case: Case) -> None:
-    placed = {name for group in case.groups for name in group.models}
+    placed = {name for group in case.groups for name in (*group.models, *group.spares)}
     case = dataclasses.replace(case, calls=tuple(call for call in case.calls if f"m{call.model}" in placed))
     expected = by_reference(case)
     found = run(by_engine(case))

@@ -1,8 +1,10 @@
 """The engine's promises: every request is settled, once, on every exit. On emulated groups and a jumping clock."""
 
 import asyncio
+import dataclasses
 import gc
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -68,6 +70,7 @@ async def serving(
     stage_time: StageTime | None = None,
     max_batch: int | None = None,
     max_queue: int = 100,
+    **policy: Any,
 ) -> AsyncIterator[tuple[Engine, EmulatedCluster]]:
     """An engine on emulated groups that all hold all models; at the end nothing may be left inside."""
     names = tuple(each.name for each in models)
@@ -85,6 +88,7 @@ async def serving(
         clock=clock,
         max_batch=max_batch,
         max_queue=max_queue,
+        **policy,
     )
     async with engine:
         yield engine, cluster
@@ -233,6 +237,97 @@ def test_a_full_queue_is_told_with_when_to_try_again() -> None:
             assert engine.status()["models"]["m"]["refused"] == 1
 
     run(main())
+
+
+async def finished_s(engine: Engine, **options: Any) -> float:
+    """When a call is answered."""
+    await engine.infer("m", {"x": X}, **options)
+    return asyncio.get_running_loop().time()
+
+
+def test_one_of_higher_priority_goes_first_where_priorities_count() -> None:
+    async def main(max_overtakings: int) -> list[float]:
+        async with serving(model(), max_batch=1, max_overtakings=max_overtakings) as (engine, _):
+            calls = [finished_s(engine, priority=priority) for priority in (0, 0, 0, 5)]
+            return await asyncio.gather(*calls)
+
+    assert run(main(0)) == [1.0, 2.0, 3.0, 4.0]
+    assert run(main(1)) == [1.0, 3.0, 4.0, 2.0]
+
+
+def test_a_tenant_with_its_share_is_told_when_to_try_again() -> None:
+    async def main() -> None:
+        async with serving(model(), max_batch=1, shares={"a": 1.0}) as (engine, _):
+            tasks = [asyncio.ensure_future(finished_s(engine, tenant="a", deadline_s=10.0)) for _ in range(20)]
+            other = asyncio.ensure_future(finished_s(engine, tenant="b", deadline_s=10.0))
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert await other == 2.0  # before all that "a" has waiting
+            refused = [each for each in results if isinstance(each, QueueFull)]
+            assert len(refused) == 12
+            assert "tenant 'a' has as much waiting as its share allows; try again in" in str(refused[0])
+            assert refused[0].details["tenant"] == "a"
+            assert 0 < refused[0].retry_after_s < 10
+            assert engine.status()["models"]["m"]["refused"] == 12
+
+    run(main())
+
+
+def test_a_model_may_wait_for_company() -> None:
+    async def main() -> None:
+        async with serving(model(max_wait_s=0.5)) as (engine, _):
+            first = asyncio.ensure_future(finished_s(engine))
+            await until(0.25)
+            assert await finished_s(engine) == await first == 1.25  # both at once, as the largest batch is full
+            assert await finished_s(engine) == 1.25 + 0.5 + 1.0
+            assert engine.status()["models"]["m"]["batches"] == 2
+
+    run(main())
+
+
+def test_a_clock_that_goes_back_stands_still_and_one_that_jumps_makes_late() -> None:
+    async def main() -> None:
+        now = [100.0]
+        jumped = model()
+        placement = Placement(groups=(Group(devices=(0,), models=("m",)),))
+        cluster = EmulatedCluster(placement.groups, profiles(1.0))
+        async with Engine([jumped], placement=placement, cluster=cluster, clock=lambda: now[0]) as engine:
+            answers: list[Any] = []
+
+            def submit(deadline_s: float | None) -> None:
+                engine.submit("m", {"x": X}, deadline_s=deadline_s, on_settled=answers.append)
+
+            submit(5.0)
+            now[0] = 0.0
+            submit(5.0)  # arrives at 100 all the same, so its deadline is 105
+            assert engine.status()["uptime_s"] <= 1e-9
+            engine.advance(100.5)
+            assert answers == []
+            now[0] = 101.0
+            engine.advance(now[0])
+            assert [type(each) for each in answers] == [dict]
+            submit(50.0)
+            now[0] = 1e6
+            submit(2.0)  # what was in time is answered, as the cluster has ended it long ago
+            assert [type(each) for each in answers] == [dict, dict, dict]
+            now[0] = 1e6 + 1
+            engine.advance(now[0])
+            assert [type(each) for each in answers] == [dict, dict, dict, dict]
+            assert engine.status()["in_flight"] == 0
+
+    run(main())
+
+
+def test_the_clock_is_monotonic_whatever_the_time_of_day_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with Engine([model()]) as engine:
+            monkeypatch.setattr(time, "time", lambda: -1e9)
+            outputs = await engine.infer("m", {"x": X}, deadline_s=60.0)
+            np.testing.assert_array_equal(outputs["double"], 2 * X)
+            monkeypatch.setattr(time, "time", lambda: 1e12)
+            await engine.infer("m", {"x": X}, deadline_s=60.0)
+            assert 0 <= engine.status()["uptime_s"] < 3600
+
+    asyncio.run(main())
 
 
 def test_a_stuck_stage_stops_admission_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
@@ -525,9 +620,61 @@ def test_arguments_that_make_no_sense() -> None:
         Engine([model()], devices=[])
     with pytest.raises(ConfigError, match="dispatch is 'best'"):
         Engine([model()], dispatch="best")
+    with pytest.raises(ConfigError, match="max_overtakings is -1"):
+        Engine([model()], max_overtakings=-1)
+    with pytest.raises(ConfigError, match="the share of tenant 'a' is 0"):
+        Engine([model()], shares={"a": 0})
+    with pytest.raises(ConfigError, match=r"spare_bytes is 1\.0, but the placement has no spares"):
+        Engine([model()], spare_bytes=1.0)
+    with pytest.raises(ConfigError, match=r"max_wait_s is 0\.5, but with max_batch=1 nobody can join"):
+        Engine([model(max_wait_s=0.5)], max_batch=1)
+    spare = Placement(groups=(Group(devices=(0,), models=(), spares=("m",)),))
+    with pytest.raises(ConfigError, match="spare_bytes is None, but the placement has spares; give spare_bytes"):
+        Engine([model()], placement=spare)
+    with pytest.raises(ConfigError, match="spare_bytes is -1"):
+        Engine([model()], placement=spare, spare_bytes=-1)
     one = Placement(groups=(Group(devices=(0,), models=("m",)),))
     with pytest.raises(PlacementError, match="the cluster has 0 groups, but the placement has 1"):
         Engine([model()], placement=one, cluster=EmulatedCluster((), profiles(1.0)))
+
+
+def test_spares_come_and_go() -> None:
+    async def main() -> None:
+        placed = (Group(devices=(0,), models=(), spares=("m", "n")),)
+        rows = profiles(1.0).models["m"]
+        rows = tuple(dataclasses.replace(row, stage_weight_bytes=(8.0,)) for row in rows)
+        known = Profiles(device_kind="test", memory_bytes=0.0, models={"m": rows, "n": rows})
+        cluster = EmulatedCluster(placed, known, restore_bytes_per_s=2.0)
+        loop = asyncio.get_running_loop()
+        engine = Engine(
+            [model("m"), model("n")],
+            placement=Placement(groups=placed),
+            cluster=cluster,
+            clock=loop.time,
+            spare_bytes=8.0,
+        )
+        async with engine:
+            assert engine.status()["groups"][0]["resident_spares"] == []
+            await engine.infer("m", {"x": X})
+            assert (loop.time(), engine.status()["groups"][0]["resident_spares"]) == (5.0, ["m"])
+            with pytest.raises(DeadlineRefused, match="would be answered after 5 s") as refused:
+                await engine.infer("n", {"x": X}, deadline_s=2.0)
+            assert refused.value.retry_after_s == 4.0
+            await until(11.0)  # "m" has not come for longer than "n" by then
+            with pytest.raises(DeadlineRefused):
+                await engine.infer("n", {"x": X}, deadline_s=2.0)
+            assert engine.status()["groups"][0]["resident_spares"] == ["n"]
+            await until(15.0)
+            await engine.infer("n", {"x": X}, deadline_s=2.0)
+            assert loop.time() == 16.0
+            cold = asyncio.ensure_future(engine.infer("m", {"x": X}))
+            await asyncio.sleep(0)
+            cold.cancel()
+            await engine.unload("m")  # not before it has come in vain
+            assert (loop.time(), engine.status()["groups"][0]["resident_spares"]) == (20.0, [])
+            assert engine.status()["groups"][0]["in_flight"] == 0
+
+    run(main())
 
 
 def test_a_profile_without_a_bucket_is_refused_as_the_engine_starts() -> None:

@@ -351,6 +351,46 @@ def test_default_placement() -> None:
         default_placement([small], [full])
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_spares_share_memory_that_holds_one_of_them(stages: int) -> None:
+    (one, expected), (other, _) = mlp("one"), mlp("other")
+    group = Group(inter_op=stages, devices=tuple(range(1, 1 + stages)), models=(), spares=("one", "other"))
+
+    def weight_bytes() -> int:
+        """On its devices, where activations of so few rows are smaller; on CPU, host copies are on device 0."""
+        arrays = [array for array in jax.live_arrays() if jax.devices()[0] not in array.devices()]
+        return sum(array.nbytes for array in arrays if array.nbytes > 256)
+
+    async def test() -> None:
+        before = weight_bytes()
+        async with Engine([one, other], placement=Placement(groups=(group,)), spare_bytes=3000) as engine:
+            assert weight_bytes() == before
+            for name in ("one", "other", "other", "one"):
+                answer = await engine.infer(name, {"x": X})
+                np.testing.assert_allclose(answer["output"], expected(X), rtol=1e-5, atol=1e-6)
+                assert engine.status()["groups"][0]["resident_spares"] == [name]
+                assert 2000 < weight_bytes() - before <= 3000
+            calls = [engine.infer(name, {"x": X}) for name in ("one", "other") * 20]
+            for answer in await asyncio.gather(*calls):
+                np.testing.assert_allclose(answer["output"], expected(X), rtol=1e-5, atol=1e-6)
+            assert 2000 < weight_bytes() - before <= 3000
+        assert weight_bytes() == before
+
+    serve(test)
+
+
+def test_a_spare_that_never_fits_is_refused_as_it_is_loaded() -> None:
+    model, _ = mlp()
+    placement = Placement(groups=(Group(devices=(0,), models=(), spares=("mlp",)),))
+
+    async def test() -> None:
+        with pytest.raises(PlacementError, match="on each device of stage 0, but spares may take 100; allow them more"):
+            async with Engine([model], placement=placement, spare_bytes=100):
+                pass
+
+    serve(test)
+
+
 def test_two_engines_at_once() -> None:
     async def test() -> None:
         began_s = time.monotonic()

@@ -1,6 +1,7 @@
 """Everything about a model is checked when it is made, without a device; then it pads, cuts back and converts."""
 
 import gc
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,11 @@ def function(body, **options):
         ({"deadline_s": float("nan")}, "must be greater than 0"),
         ({"deadline_s": "1"}, "must be a number of seconds"),
         ({"deadline_s": True}, "must be a number of seconds"),
+        ({"max_wait_s": -0.1}, "max_wait_s is -0.1, but must be at least 0 and finite"),
+        ({"max_wait_s": math.nan, "batch_sizes": (1, 2)}, "max_wait_s is nan, but must be at least 0 and finite"),
+        ({"max_wait_s": 0.5, "deadline_s": 0.5}, "at least 0 and less than deadline_s, which is 0.5"),
+        ({"max_wait_s": "1"}, "max_wait_s is '1', but must be a number of seconds"),
+        ({"max_wait_s": 0.1}, "never merged, as its largest batch size is 1; leave it out, or change that"),
         ({"batch_sizes": ()}, "model 'dense': batch_sizes is"),
         ({"batch_sizes": (4, 2)}, "sizes must ascend"),
         ({"inputs": {}}, "must name at least one TensorSpec"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jaxserve.protocols import messages
 from jaxserve.protocols.envelopes import MAX_ID
 from jaxserve.protocols.tensors import DTYPES
+from jaxserve.request import HIGHEST_PRIORITY, LONGEST_TENANT, LOWEST_PRIORITY
 
 ids = st.integers(1, MAX_ID)
 names = st.text(min_size=1, max_size=8)
@@ -29,6 +30,8 @@ def tensors(draw: st.DrawFn) -> np.ndarray:
 values = tensors() | st.lists(texts, max_size=4)
 named_values = st.dictionaries(names, values, max_size=4)
 deadlines = st.none() | st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
+priorities = st.just(0) | st.integers(LOWEST_PRIORITY, HIGHEST_PRIORITY)
+tenants = st.just("") | st.text(max_size=LONGEST_TENANT)
 details = st.dictionaries(names, texts | st.integers(-(2**63), 2**64 - 1) | st.floats(), max_size=3)
 versions = st.lists(st.integers(0, 2**32), min_size=1, max_size=4)
 frame_limits = st.integers(4096, 2**32 - 1)
@@ -41,7 +44,7 @@ plain = st.recursive(
 hellos = st.builds(messages.Hello, versions, frame_limits, texts)
 welcomes = st.builds(messages.Welcome, st.integers(0, 2**32), frame_limits, st.integers(1, 2**32), texts)
 from_clients = (
-    st.builds(messages.Infer, ids, texts, deadlines, named_values)
+    st.builds(messages.Infer, ids, texts, deadlines, named_values, priorities, tenants)
     | st.builds(messages.Cancel, ids)
     | st.builds(messages.StatusQuery, ids)
     | st.builds(messages.DescribeQuery, ids)

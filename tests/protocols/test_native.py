@@ -24,6 +24,7 @@ from tests.protocols.comparable import comparable
 
 HELLO = messages.Hello([1], 2**26, "test")
 WELCOME = messages.Welcome(1, 2**26, 8, "test")
+X = np.zeros(2, np.float32)
 GREETING = {"server": HELLO, "client": WELCOME}
 
 
@@ -57,6 +58,10 @@ def infer(
     tensors: bytes = b"", *, id: object = 7, model: object = "m", deadline_s: object = None, inputs: object = None
 ):
     return frame([3, id, deadline_s, model, {"x": None} if inputs is None else inputs], tensors)
+
+
+def long_infer(priority: object, tenant: object):
+    return frame([3, 7, None, "m", {"x": None}, priority, tenant], tensor())
 
 
 def feed_in_pieces(decoder: native.Decoder, data: bytes, cuts: list[int]) -> list[object]:
@@ -97,6 +102,39 @@ def test_truncated_anywhere_it_waits_and_then_goes_on(message):
         decoder = opened("server")
         assert decoder.feed(stream[:cut]) == []
         assert comparable(decoder.feed(stream[cut:])) == comparable([message])
+
+
+@given(strategies.ids, strategies.deadlines, strategies.named_values, strategies.priorities, strategies.tenants)
+def test_priority_and_tenant_are_written_only_where_one_is_not_the_default(id, deadline_s, values, priority, tenant):
+    def envelope(sent: bytes) -> list[object]:
+        _, envelope_bytes = shortcuts.HEAD.unpack_from(sent)
+        return envelopes.unpack(sent[8 : 8 + envelope_bytes])
+
+    plain = encoded(messages.Infer(id, "m", deadline_s, values))
+    assert len(envelope(plain)) == 5
+    for _ in range(2):  # the second time with what was remembered
+        written = encoded(messages.Infer(id, "m", deadline_s, values, priority, tenant))
+        if priority == 0 and tenant == "":
+            assert written == plain
+        else:
+            assert envelope(written) == [*envelope(plain), priority, tenant]
+
+
+@pytest.mark.parametrize(
+    ("sent", "priority", "tenant"),
+    [
+        (infer(tensor()), 0, ""),
+        (long_infer(0, ""), 0, ""),
+        (long_infer(-10, "a"), -10, "a"),
+        (long_infer(10, "ü" * 128), 10, "ü" * 128),
+    ],
+)
+def test_priority_and_tenant_may_be_there_or_not(sent, priority, tenant):
+    for _ in range(2):  # the second time with what was remembered
+        [received] = opened("server").feed(sent)
+        assert isinstance(received, messages.Infer)
+        assert (received.priority, received.tenant) == (priority, tenant)
+        np.testing.assert_array_equal(received.inputs["x"], X)
 
 
 def check_received(received: list[object], end: str) -> None:
@@ -170,15 +208,21 @@ def test_shortcuts_change_nothing(sent, data):
             assert comparable(opened(end).feed(received)) == comparable(slowly.feed(received))
 
 
-@given(strategies.ids, strategies.deadlines, st.binary(min_size=8, max_size=8), st.binary(min_size=12, max_size=12))
-def test_what_was_seen_before_is_read_with_its_own_id_deadline_and_data(id, deadline_s, first, second):
+@given(
+    strategies.ids,
+    strategies.deadlines,
+    st.sampled_from([(0, ""), (3, ""), (-3, "team")]),
+    st.binary(min_size=8, max_size=8),
+    st.binary(min_size=12, max_size=12),
+)
+def test_what_was_seen_before_is_read_with_its_own_id_deadline_and_data(id, deadline_s, share, first, second):
     def inputs(first: bytes, second: bytes) -> dict[str, np.ndarray]:
         return {"a": np.frombuffer(first, np.float32), "b": np.frombuffer(second, np.uint8).reshape(3, 4)}
 
     decoder = opened("server")
     for deadline in (None, 1.0):
-        decoder.feed(encoded(messages.Infer(1, "m", deadline, inputs(bytes(8), bytes(12)))))
-    sent = messages.Infer(id, "m", deadline_s, inputs(first, second))
+        decoder.feed(encoded(messages.Infer(1, "m", deadline, inputs(bytes(8), bytes(12)), *share)))
+    sent = messages.Infer(id, "m", deadline_s, inputs(first, second), *share)
     frame = encoded(sent)
     recalled = shortcuts.recall_infer(frame, 0, shortcuts.HEAD.unpack_from(frame))
     assert comparable(recalled) == comparable(sent)
@@ -186,10 +230,20 @@ def test_what_was_seen_before_is_read_with_its_own_id_deadline_and_data(id, dead
     assert recalled.size_bytes == len(frame)
 
 
+@pytest.mark.parametrize("share", [(0, ""), (1, "team")])
+def test_what_was_seen_before_is_not_recalled_for_another_number_of_elements(share):
+    sent = encoded(messages.Infer(1, "m", None, {"x": X}, *share))
+    assert isinstance(opened("server").feed(sent)[0], messages.Infer)
+    other = {0x95: 0x97, 0x97: 0x95}[sent[8]]
+    [error] = opened("server").feed(sent[:8] + bytes([other]) + sent[9:])
+    assert isinstance(error, ProtocolError)
+
+
 def test_what_is_remembered_is_bounded():
     for number in range(1500):
         x = np.zeros(number, np.uint8)
         opened("server").feed(b"".join(native.encode_infer(1, "m", None, {"x": x})))
+        opened("server").feed(b"".join(native.encode_infer(1, "m", None, {"x": X}, tenant=str(number))))
         opened("client").feed(b"".join(native.encode_result(1, {"x": x})))
     for name, known in vars(shortcuts).items():
         if isinstance(known, dict) and name.startswith("_") and not name.startswith("__"):
@@ -226,8 +280,19 @@ def test_what_is_remembered_is_bounded():
         (infer(tensor()[:16][:8]), "the frame ends inside the 1 dimensions"),
         (infer(b""), "a tensor header takes 8 bytes, the frame has 0 left"),
         (infer(tensor() * 2), "24 bytes are left over"),
-        (frame([3, 7, "m"]), "not enough values"),
-        (frame([3, 7, None, "m", {}, 1]), "too many values"),
+        (long_infer(11, ""), "priority is 11, but must be a whole number from -10 to 10"),
+        (long_infer(-11, ""), "priority is -11, but"),
+        (long_infer(1.0, ""), "priority is 1.0, but"),
+        (long_infer(True, ""), "priority is True, but"),
+        (long_infer(None, "team"), "priority is None, but"),
+        (long_infer("high", ""), "priority is 'high', but"),
+        (long_infer(0, 5), "tenant is 5, but must be text of at most 128 characters"),
+        (long_infer(0, None), "tenant is None, but"),
+        (long_infer(0, ["team"]), "tenant is ['team'], but"),
+        (long_infer(0, "x" * 129), "tenant is 'xxxxxxxxxxxx...xxxxxxxxxxxxx', but"),
+        (frame([3, 7, "m"]), "an infer of 3 elements; 5 are needed, or 7 with priority and tenant"),
+        (frame([3, 7, None, "m", {}, 1]), "an infer of 6 elements"),
+        (frame([3, 7, None, "m", {}, 1, "team", 1]), "an infer of 8 elements"),
     ],
 )
 def test_a_bad_request_whose_id_can_be_read_is_a_bad_request_only(sent, says):
@@ -413,8 +478,8 @@ def test_too_many_strings_in_all_are_refused_before_they_are_sent():
     texts = [""] * MAX_ITEMS
     with pytest.raises(Unencodable, match="8 named values with 131072 strings in all"):
         native.encode_infer(1, "m", None, {str(number): texts for number in range(8)})
-    inputs = {str(number): texts for number in range(7)} | {"rest": texts[: -(5 + 2 * 8)]}
-    [message] = opened("server").feed(b"".join(native.encode_infer(1, "m", None, inputs)))
+    inputs = {str(number): texts for number in range(7)} | {"rest": texts[: -(7 + 2 * 8)]}
+    [message] = opened("server").feed(b"".join(native.encode_infer(1, "m", None, inputs, tenant="team")))
     assert isinstance(message, messages.Infer)
     assert message.inputs == inputs
 

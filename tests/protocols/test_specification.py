@@ -9,6 +9,7 @@ import pytest
 from jaxserve.protocols import messages, native
 from jaxserve.protocols.envelopes import MAX_DEPTH, MAX_ELEMENTS, MAX_ITEMS
 from jaxserve.protocols.tensors import DTYPES, MAX_NDIM
+from jaxserve.request import HIGHEST_PRIORITY, LONGEST_TENANT, LOWEST_PRIORITY
 from tests.protocols.comparable import comparable
 
 PAGE = (Path(__file__).parents[2] / "docs" / "native-protocol.md").read_text("utf-8")
@@ -22,6 +23,7 @@ EXAMPLE: list[tuple[str, messages.Message]] = [
     ("server", messages.Infer(2, "minilm", None, {"text": ["hi", "ü"]})),
     ("client", messages.Failure(2, "model_not_found", "no minilm", {})),
     ("client", messages.Result(1, {"output": np.array([[3]], np.int8)})),
+    ("server", messages.Infer(3, "minilm", None, {"text": ["hi"]}, priority=5, tenant="web")),
 ]
 
 
@@ -64,5 +66,7 @@ def test_the_limits_on_the_page_are_those_of_the_codec():
     assert f"at most {MAX_ITEMS} elements, and at most {MAX_ELEMENTS} in one envelope together" in PAGE
     assert f"nested at most {MAX_DEPTH} deep" in PAGE
     assert f"that is {native.SMALLEST_FRAME_LIMIT_BYTES}." in PAGE
+    assert f"`priority` is from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}:" in PAGE
+    assert f"`tenant`, at most {LONGEST_TENANT} characters" in PAGE
     assert list(native.VERSIONS) == [1]
     assert "version 1\n" in PAGE

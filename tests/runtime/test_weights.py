@@ -133,7 +133,7 @@ def test_stacked_layers_are_split_on_the_host():
     for path, (sharding,) in source.read_to.items():
         on_host = "stack" in path
         assert (sharding.device_set == {jax.devices("cpu")[0]}) == on_host, path
-    held = {array.shape for stage in pipeline._weights for array in stage}
+    held = {array.shape for stage in pipeline._stages for array in stage.weights}
     assert held == {(WIDTH, WIDTH), (WIDTH,), (WIDTH, 2), (2,)}
 
 
@@ -151,7 +151,7 @@ def test_close_deletes_what_was_derived_and_nothing_that_was_lent(make, lent):
     load(model).close()
     before = live_bytes()
     pipeline = load(model)
-    derived = [array for stage in pipeline._weights for array in stage]
+    derived = [array for stage in pipeline._stages for array in stage.weights]
     assert live_bytes() > before
     pipeline.close()
     pipeline.close()
@@ -190,7 +190,7 @@ def test_a_file_is_read_once_for_every_stage(tmp_path):
     pipeline = load(model, 2, 2)
     doubled = jax.tree.map(lambda leaf: leaf * 2, perceptron_params(4))
     assert_same(pipeline({"x": x}), perceptron(doubled, x))
-    held = [array for stage in pipeline._weights for array in stage]
+    held = [array for stage in pipeline._stages for array in stage.weights]
     pipeline.close()
     assert all(array.is_deleted() for array in held)
 

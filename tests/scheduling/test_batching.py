@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -35,10 +35,9 @@ def submit(made: Scheduler, number: int, arrival_s: float, slo_s: float = inf, m
     return made.submit(Request(id=number, model=model, arrival_s=arrival_s, slo_s=slo_s), now_s=arrival_s)
 
 
-def finishes(made: Scheduler, calls: Iterable[tuple[str, float, float]], latency_s: Latencies) -> list[float | None]:
+def finishes(made: Scheduler, calls: Iterable[tuple[str, float, float]]) -> list[float | None]:
     """When (model, arrival, SLO) are done on stages that take what is profiled; None where rejected."""
-    latencies: Mapping[str, Latencies] = {"m": latency_s, "n": ((1.0,) * len(latency_s[0]),)}
-    driver = Reference(made, latency_s=lambda group, model: latencies[model])
+    driver = Reference(made)
     for number, (model, arrival_s, slo_s) in enumerate(calls):
         driver.arrive(Request(id=number, model=model, arrival_s=arrival_s, slo_s=slo_s))
     driver.drain()
@@ -112,7 +111,7 @@ BUSY = ("m", 0.0, inf)  # runs from 0 to 1
     ],
 )
 def test_merging(latency_s: Latencies, calls: list[tuple[str, float, float]], expected: list[float | None]) -> None:
-    assert finishes(scheduler(latency_s), [BUSY, *calls], latency_s)[1:] == expected
+    assert finishes(scheduler(latency_s), [BUSY, *calls])[1:] == expected
 
 
 @pytest.mark.parametrize(
@@ -128,16 +127,16 @@ def test_merging(latency_s: Latencies, calls: list[tuple[str, float, float]], ex
 def test_options(options: dict[str, int | float | None], expected: list[float]) -> None:
     made = scheduler(**options)  # type: ignore[arg-type]
     calls = [("m", 0.25, inf)] * 4
-    assert finishes(made, [BUSY, *calls], SAVES)[1:] == expected
+    assert finishes(made, [BUSY, *calls])[1:] == expected
 
 
 def test_overhead_counts_against_the_deadlines_of_others() -> None:
     calls = [BUSY, ("m", 0.25, 2.0), ("m", 0.5, inf)]
-    assert finishes(scheduler(overhead_s=0.0), calls, SAVES)[1:] == [2.25, 2.25]
-    assert finishes(scheduler(overhead_s=0.25), calls, SAVES)[1:] == [2.25, 3.25]
+    assert finishes(scheduler(overhead_s=0.0), calls)[1:] == [2.25, 2.25]
+    assert finishes(scheduler(overhead_s=0.25), calls)[1:] == [2.25, 3.25]
     calls = [BUSY, ("m", 0.25, inf), ("n", 0.25, 3.0), ("m", 0.5, inf)]
-    assert finishes(scheduler(overhead_s=0.0), calls, SAVES)[1:] == [2.25, 3.25, 2.25]
-    assert finishes(scheduler(overhead_s=0.25), calls, SAVES)[1:] == [2.25, 3.25, 4.25]
+    assert finishes(scheduler(overhead_s=0.0), calls)[1:] == [2.25, 3.25, 2.25]
+    assert finishes(scheduler(overhead_s=0.25), calls)[1:] == [2.25, 3.25, 4.25]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +172,9 @@ def four_with_three_merged(latency_s: Latencies = SAVES) -> Scheduler:
 
 def test_a_join_begins_nothing_and_is_promised_the_end_of_its_batch() -> None:
     made = scheduler()
-    assert submit(made, 0, 0.0) == Admitted(0, 1.0, True)
-    assert submit(made, 1, 0.0) == Admitted(0, 2.0, False)
-    assert submit(made, 2, 0.0) == Admitted(0, 2.25, False)
+    assert submit(made, 0, 0.0) == Admitted(0, 1.0, 0)
+    assert submit(made, 1, 0.0) == Admitted(0, 2.0, None)
+    assert submit(made, 2, 0.0) == Admitted(0, 2.25, None)
     assert submit(made, 3, 0.0, slo_s=2.0) == Rejected(
         id=3, predicted_finish_s=3.25, retry_after_s=1.25
     )  # as if it were appended
@@ -186,7 +185,7 @@ def test_one_who_leaves_a_waiting_batch_takes_it_to_a_smaller_bucket() -> None:
     made = four_with_three_merged()
     assert made.cancel(1) == Failed(id=1, group=0, reason=FailReason.CANCELLED)
     assert made.groups[0].batch(1).bucket == 1
-    assert submit(made, 4, 0.0, model="n") == Admitted(0, 3.25, False)
+    assert submit(made, 4, 0.0, model="n") == Admitted(0, 3.25, None)
     assert made.stage_done(0, 0, 0, now_s=1.0).begins == [(0, 1)]  # it goes by the name of the one who has left
     step = made.stage_done(0, 0, 1, now_s=2.25)
     assert step.outcomes == [Done(id=number, group=0, finish_s=2.25) for number in (2, 3)]
@@ -198,7 +197,7 @@ def test_a_batch_that_all_have_left_is_gone() -> None:
     for number in (2, 1, 3):
         made.cancel(number)
     assert made.groups[0].in_flight == 1
-    assert submit(made, 4, 0.0) == Admitted(0, 2.0, False)
+    assert submit(made, 4, 0.0) == Admitted(0, 2.0, None)
     assert made.stage_done(0, 0, 0, now_s=1.0).begins == [(0, 4)]
 
 
@@ -218,7 +217,7 @@ def test_a_running_batch_is_abandoned_only_by_all() -> None:
     made.stage_done(0, 0, 0, now_s=1.0)
     for number in (1, 2, 3):
         made.cancel(number)
-    assert submit(made, 4, 2.0) == Admitted(0, 4.5, False)  # after the stage that it is on, and no other
+    assert submit(made, 4, 2.0) == Admitted(0, 4.5, None)  # after the stage that it is on, and no other
     step = made.stage_done(0, 0, 1, now_s=2.5)
     assert (step.outcomes, step.begins) == ([], [(0, 4)])
 
@@ -268,9 +267,9 @@ def test_estimates_are_of_the_bucket_that_ran() -> None:
     made.stage_done(0, 0, 0, now_s=1.0)
     made.stage_done(0, 0, 1, now_s=3.5)  # twice 1.25
     assert made.drift("m") == 1.25
-    assert submit(made, 3, 10.0) == Admitted(0, 11.0, True)
-    assert submit(made, 4, 10.0) == Admitted(0, 12.0, False)
-    assert submit(made, 5, 10.0) == Admitted(0, 11.0 + 1.25 * 1.25, False)
+    assert submit(made, 3, 10.0) == Admitted(0, 11.0, 3)
+    assert submit(made, 4, 10.0) == Admitted(0, 12.0, None)
+    assert submit(made, 5, 10.0) == Admitted(0, 11.0 + 1.25 * 1.25, None)
 
 
 def test_requests_of_several_rows_are_merged_too() -> None:
@@ -278,8 +277,8 @@ def test_requests_of_several_rows_are_merged_too() -> None:
     submit(made, 0, 0.0)
     pairs = [Request(id=number, model="m", arrival_s=0.0, bucket=1, rows=2) for number in (1, 2, 3)]
     promised = [made.submit(request, now_s=0.0) for request in pairs]
-    assert promised == [Admitted(0, 2.25, False), Admitted(0, 2.5, False), Admitted(0, 3.75, False)]
-    assert submit(made, 4, 0.0) == Admitted(0, 4.0, False)
+    assert promised == [Admitted(0, 2.25, None), Admitted(0, 2.5, None), Admitted(0, 3.75, None)]
+    assert submit(made, 4, 0.0) == Admitted(0, 4.0, None)
     made.cancel(3)
     assert made.groups[0].batch(3).bucket == 0
 
@@ -287,8 +286,8 @@ def test_requests_of_several_rows_are_merged_too() -> None:
 def test_one_that_is_larger_than_a_batch_may_be_runs_by_itself() -> None:
     made = scheduler(max_batch=2)
     submit(made, 0, 0.0)
-    assert made.submit(Request(id=1, model="m", arrival_s=0.0, bucket=2, rows=3), now_s=0.0) == Admitted(0, 2.5, False)
-    assert submit(made, 2, 0.0) == Admitted(0, 3.5, False)
+    assert made.submit(Request(id=1, model="m", arrival_s=0.0, bucket=2, rows=3), now_s=0.0) == Admitted(0, 2.5, None)
+    assert submit(made, 2, 0.0) == Admitted(0, 3.5, None)
 
 
 def lengths(*seconds: float) -> Scheduler:
@@ -307,14 +306,14 @@ def of_length(made: Scheduler, number: int, cell: int, slo_s: float = inf) -> Ad
 
 def test_a_long_request_joins_the_batch_that_wastes_least() -> None:
     made = lengths(1.0, 2.0, 1.25, 2.25)
-    assert of_length(made, 1, 0) == Admitted(0, 2.0, False)
-    assert submit(made, 2, 0.0, model="busy") == Admitted(0, 3.0, False)
+    assert of_length(made, 1, 0) == Admitted(0, 2.0, None)
+    assert submit(made, 2, 0.0, model="busy") == Admitted(0, 3.0, None)
     assert of_length(made, 3, 1, slo_s=3.0) == Rejected(id=3, predicted_finish_s=5.0, retry_after_s=2.0)
-    assert of_length(made, 4, 1) == Admitted(0, 3.25, False)  # padding request 1 to its length costs 1.25, not 2
+    assert of_length(made, 4, 1) == Admitted(0, 3.25, None)  # padding request 1 to its length costs 1.25, not 2
     made = lengths(1.0, 2.0, 1.25, 3.5)
     of_length(made, 1, 0)
-    assert of_length(made, 2, 1) == Admitted(0, 4.0, False)  # padding it would cost 2.5
-    assert of_length(made, 3, 0) == Admitted(0, 2.25, False)
+    assert of_length(made, 2, 1) == Admitted(0, 4.0, None)  # padding it would cost 2.5
+    assert of_length(made, 3, 0) == Admitted(0, 2.25, None)
     assert [made.groups[0].batch(number).bucket for number in (1, 2)] == [2, 1]
 
 
@@ -333,9 +332,9 @@ def test_a_join_passes_no_more_batches_than_are_allowed() -> None:
     submit(made, 1, 0.0)
     for number in range(2, MOST_PASSED + 1):
         submit(made, number, 0.0, model="n")
-    assert submit(made, 100, 0.0) == Admitted(0, 2.0, False)  # it is the last of these
+    assert submit(made, 100, 0.0) == Admitted(0, 2.0, None)  # it is the last of these
     submit(made, 101, 0.0, model="n")
-    assert submit(made, 102, 0.0) == Admitted(0, MOST_PASSED + 3.0, False)
+    assert submit(made, 102, 0.0) == Admitted(0, MOST_PASSED + 3.0, None)
 
 
 def test_a_model_placed_anew_is_not_merged_with_what_it_was() -> None:
@@ -343,8 +342,8 @@ def test_a_model_placed_anew_is_not_merged_with_what_it_was() -> None:
     submit(made, 0, 0.0)
     submit(made, 1, 0.0)
     made.place(0, "m", ((1.0,), (1.0,)), Grid((1, 2), max_batch=4))
-    assert submit(made, 2, 0.0) == Admitted(0, 3.0, False)
-    assert submit(made, 3, 0.0) == Admitted(0, 3.0, False)
+    assert submit(made, 2, 0.0) == Admitted(0, 3.0, None)
+    assert submit(made, 3, 0.0) == Admitted(0, 3.0, None)
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
@@ -369,7 +368,7 @@ class Case:
         return made
 
     def driver(self, made: Scheduler, stage_time: StageTime = as_profiled) -> Reference:
-        return Reference(made, latency_s=lambda group, model: self.latencies[group, model], stage_time=stage_time)
+        return Reference(made, stage_time=stage_time)
 
 
 # Grids make ties; fractions that are no sums of powers of two make rounding.

@@ -19,6 +19,8 @@ class Held:
     inputs: Mapping[str, np.ndarray | list[str]]
     deadline_s: float | None
     on_settled: OnSettled
+    priority: int
+    tenant: str
 
 
 class FakeEngine:
@@ -37,6 +39,8 @@ class FakeEngine:
         *,
         deadline_s: float | None,
         on_settled: OnSettled,
+        priority: int = 0,
+        tenant: str = "",
     ) -> int:
         self.submitted += 1
         ticket = self.submitted
@@ -54,7 +58,7 @@ class FakeEngine:
                 on_settled({"z": np.zeros(1, np.complex64)})
                 return -1
             case "soon" | "held":
-                self.held[ticket] = Held(model, inputs, deadline_s, on_settled)
+                self.held[ticket] = Held(model, inputs, deadline_s, on_settled, priority, tenant)
                 if model == "soon":
                     asyncio.get_running_loop().call_soon(self.release, ticket, outputs)
             case _:

@@ -52,6 +52,19 @@ async def test_the_deadline_reaches_the_engine_as_seconds_left():
 
 
 @on_every_loop
+async def test_priority_and_tenant_reach_the_engine():
+    engine = FakeEngine()
+    shares = [(0, ""), (-10, ""), (0, "team"), (10, "team")]
+    async with NativeServer(engine, **QUICK) as server, greeted(server) as peer:
+        for id, share in enumerate(shares, start=1):
+            await peer.tell(messages.Infer(id, "held", None, {"x": X}, *share))
+        await engine.until(lambda: len(engine.held) == 4)
+        assert [(held.priority, held.tenant) for held in engine.held.values()] == shares
+        engine.release_all()
+        assert {(await peer.hear()).id for _ in range(4)} == {1, 2, 3, 4}
+
+
+@on_every_loop
 async def test_status_and_describe():
     async with NativeServer(FakeEngine(), **QUICK) as server, greeted(server) as peer:
         await peer.tell(messages.StatusQuery(4))
@@ -90,6 +103,10 @@ async def test_errors_of_requests_leave_the_connection_open():
         assert "complex64" in failure_of(await peer.hear(), "server_error", id=4).message
         await peer.infer(5)
         assert (await peer.hear()).id == 5
+        await peer.tell(messages.Infer(6, "now", None, {"x": X}, priority=11))
+        assert "priority is 11, but must be" in failure_of(await peer.hear(), "invalid_input", id=6).message
+        await peer.tell(messages.Infer(7, "now", None, {"x": X}, tenant="x" * 129))
+        assert "tenant is 'xxx" in failure_of(await peer.hear(), "invalid_input", id=7).message
         await serves(server)
 
 

@@ -36,6 +36,7 @@ async def test_answers_and_refusals():
         np.testing.assert_array_equal((await client.infer("host", {"x": x}, deadline_s=5.0))["output"], 2 * x)
         np.testing.assert_array_equal((await client.infer("device", {"x": x}, deadline_s=5.0))["output"], x + 1)
         np.testing.assert_array_equal((await client.infer("device", {"x": [[0, 1]]}))["output"], [[1.0, 2.0]])
+        np.testing.assert_array_equal((await client.infer("device", {"x": x}, priority=3, tenant="a"))["output"], x + 1)
         for inputs, says in (
             ({}, "x"),
             ({"y": x}, "y"),

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.errors import ConfigError
 from jaxserve.plans import Fleet, FleetModel, Group, ParallelConfig, Placement, Profiles
 from jaxserve.scheduling import DISPATCHES, alpaserve
 from jaxserve.scheduling.batch import MOST_PASSED
@@ -133,9 +132,7 @@ def test_a_dispatch_that_only_the_reference_knows(monkeypatch: pytest.MonkeyPatc
     case = one_group((1.0,), arrival_s=[0.0])
     monkeypatch.setitem(DISPATCHES, "mine", alpaserve)
     options = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
-    with pytest.raises(ConfigError, match=r"'fast' has dispatch .* only; for 'mine' choose 'reference'"):
-        simulate(**options, dispatch="mine")
-    assert simulate(**options, dispatch="mine", engine="reference").finish_s == [1.0]
+    assert simulate(**options, dispatch="mine").finish_s == [1.0]
 
 
 def test_compiles_where_there_is_no_place_to_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:

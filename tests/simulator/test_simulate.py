@@ -1,6 +1,7 @@
 """What the simulator refuses, and its sums."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,54 @@ def test_sums() -> None:
         "b": {"requests": 0, "slo_attainment": 1.0},
     }
     assert summary["per_group"] == [{"requests": 2, "utilization": pytest.approx(6 / 2 / 5)}]
+
+
+def test_priorities_and_tenants() -> None:
+    arrivals = Workload(
+        arrival_s=np.zeros(4),
+        model=np.zeros(4, np.int32),
+        model_names=("a",),
+        slo_s=np.full(4, np.inf),
+        priority=np.array([0, 0, 0, 1]),
+        tenant=np.array([0, 0, 0, 1]),
+        tenant_names=("", "b"),
+    )
+
+    def finish_s(**policy: Any) -> list[float]:
+        result = simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=arrivals, **policy)
+        assert result.to_json()["served"] == 4
+        return list(result.finish_s)
+
+    assert finish_s() == [3.0, 5.0, 7.0, 9.0]
+    assert finish_s(max_overtakings=1) == finish_s(shares={}) == [3.0, 7.0, 9.0, 5.0]
+    result = simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=arrivals, max_overtakings=1)
+    summary = result.to_json()
+    assert summary["per_priority"] == {
+        "0": {"requests": 3, "slo_attainment": 1.0, "latency_p50_s": 7.0},
+        "1": {"requests": 1, "slo_attainment": 1.0, "latency_p50_s": 5.0},
+    }
+    assert set(summary["per_tenant"]) == {"", "b"}
+
+
+def test_models_that_wait_for_company() -> None:
+    rows = (ROW, dataclasses.replace(ROW, batch_size=2))
+    profiles = dataclasses.replace(PROFILES, models={"p": rows})
+    waits = tuple(dataclasses.replace(model, max_wait_s=0.5) for model in FLEET.models)
+    fleet = dataclasses.replace(FLEET, models=waits)
+    arrivals = workload(0.0, 0.25, 10.0)
+    found = simulate(profiles=profiles, fleet=fleet, placement=ONE, workload=arrivals, max_batch=2)
+    np.testing.assert_array_equal(found.finish_s, [3.25, 3.25, 13.5])
+    alone = simulate(profiles=profiles, fleet=fleet, placement=ONE, workload=arrivals)
+    np.testing.assert_array_equal(alone.finish_s, [3.0, np.nan, 13.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"max_overtakings": -1}, "max_overtakings is -1"), ({"shares": {"a": 0.0}}, "share of tenant 'a' is 0.0")],
+)
+def test_policies_that_make_no_sense(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        simulate(profiles=PROFILES, fleet=FLEET, placement=ONE, workload=workload(0.0), **options)
 
 
 def test_a_model_on_no_group_is_rejected() -> None:

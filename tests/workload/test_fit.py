@@ -1,5 +1,6 @@
 """Fits: known processes are found again, windows are chosen where they must be, draws are like what they come from."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -239,6 +240,29 @@ def test_slos_are_those_that_were_recorded() -> None:
     assert set(made.slo_s[made.model == 1]) == {2.0, 3.0}
 
 
+def test_what_is_drawn_has_the_priorities_and_tenants_that_were_recorded() -> None:
+    trace = Workload(
+        arrival_s=np.arange(8.0),
+        model=np.array([0, 1] * 4),
+        model_names=("a", "b", "c"),
+        slo_s=np.array([1.0, 2.0, 1.0, 3.0] * 2),
+        priority=np.array([5, 1, 5, 2] * 2),
+        tenant=np.array([0, 1, 0, 2] * 2),
+        tenant_names=("x", "y", "z"),
+    )
+    found = fit(trace, window_s=10.0, duration_s=10.0)
+    assert [each.tolist() for each in found.priority[:2]] == [[5], [1, 2, 1, 2]]
+    made = found.sample(np.random.default_rng(0), rate_scale=50.0)
+    assert made.tenant_names == trace.tenant_names
+    together = set(
+        zip(made.model.tolist(), made.slo_s.tolist(), made.priority.tolist(), made.tenant.tolist(), strict=True)
+    )
+    assert together == {(0, 1.0, 5, 0), (1, 2.0, 1, 1), (1, 3.0, 2, 2)}
+    all_of_one = dataclasses.replace(trace, priority=np.array(0), tenant=np.array(1))
+    made = fit(all_of_one, window_s=10.0, duration_s=10.0).sample(np.random.default_rng(0))
+    assert (made.requests_by_priority(), made.requests_by_tenant()) == ({0: len(made)}, {"y": len(made)})
+
+
 @pytest.mark.parametrize("cv", [1.0, 4.0])
 def test_the_posterior_covers_the_true_rates(cv: float) -> None:
     """Four of five true rates lie between the 10th and the 90th of 100 posterior draws; counts stay what they were."""
@@ -307,6 +331,8 @@ def test_more_refusals() -> None:
         fitted(-1.0, 1.0)
     with pytest.raises(ConfigError, match="slo_s holds 0 arrays"):
         fitted(1.0, 1.0, slo_s=())
+    with pytest.raises(ConfigError, match=r"tenant has arrays of shapes .*2.*, but must have those of slo_s"):
+        dataclasses.replace(source, tenant=(np.zeros(2, np.int32),))
 
 
 def at(arrivals: Floats, start_s: float) -> Workload:

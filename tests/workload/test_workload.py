@@ -19,6 +19,14 @@ GOOD: dict[str, Any] = {
     "model_names": ("a", "b"),
     "slo_s": np.array([1.0, np.inf, 0.1]),
 }
+PRIORITIES: dict[str, Any] = {"priority": np.array([10, 0, -10], np.int32)}
+TENANTS: dict[str, Any] = {"tenant": np.array([2, 1, 2], np.int32), "tenant_names": ("never", "", "x, " * 42)}
+
+
+def arrays_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As `np.savez` takes them."""
+    names = {name: np.array(value) for name, value in arguments.items() if name.endswith("_names")}
+    return arguments | names
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv"])
@@ -33,6 +41,66 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+@pytest.mark.parametrize("more", [{}, PRIORITIES, TENANTS, PRIORITIES | TENANTS])
+def test_round_trip_of_priorities_and_tenants(tmp_path: Path, more: dict[str, Any], suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    before = Workload(**(GOOD | more))
+    before.save(path)
+    after = Workload.load(path)
+    for workload in (before, after):
+        assert workload.priority.dtype == workload.tenant.dtype == np.int32
+        assert workload.priority.tolist() == more.get("priority", np.zeros(3)).tolist()
+        names = ["x, " * 42, "", "x, " * 42] if "tenant" in more else ["", "", ""]
+        assert [workload.tenant_names[i] for i in workload.tenant] == names
+    if suffix == ".csv":
+        further = [name for name in ("priority", "tenant") if name in more]
+        assert path.read_text().splitlines()[0] == ",".join(["arrival_s,model,slo_s", *further])
+    else:
+        with zipfile.ZipFile(path) as file:
+            assert file.namelist() == [f"{name}.npy" for name in (*GOOD, *more)]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_files_without_priorities_and_tenants_are_what_they_were(tmp_path: Path, suffix: str) -> None:
+    unused = {"priority": np.zeros(3, np.int8), "tenant": np.ones(3, int), "tenant_names": ("never", "")}
+    Workload(**GOOD).save(tmp_path / f"new{suffix}")
+    Workload(**(GOOD | unused)).save(tmp_path / f"unused{suffix}")
+    if suffix == ".npz":
+        np.savez(tmp_path / "old.npz", **arrays_of(GOOD))
+    else:
+        (tmp_path / "old.csv").write_bytes(b"arrival_s,model,slo_s\n0.0,b,1.0\n0.1,a,inf\n0.3333333333333333,b,0.1\n")
+    old = (tmp_path / f"old{suffix}").read_bytes()
+    assert (tmp_path / f"new{suffix}").read_bytes() == (tmp_path / f"unused{suffix}").read_bytes() == old
+
+
+def test_one_priority_and_one_tenant_stand_for_all() -> None:
+    alike = Workload(**GOOD, priority=np.array(-3), tenant_names=("one",))
+    assert alike.priority.tolist() == [-3, -3, -3]
+    assert (alike.requests_by_priority(), alike.requests_by_tenant()) == ({-3: 3}, {"one": 3})
+    with pytest.raises(ValueError, match=r"priority\[0\] is 11, which must be from -10 to 10"):
+        Workload(**GOOD, priority=np.array(11))
+    nothing = Workload(arrival_s=np.zeros(0), model=np.zeros(0, int), model_names=(), slo_s=np.zeros(0))
+    assert (nothing.requests_by_priority(), nothing.requests_by_tenant()) == ({}, {})
+
+
+def test_requests_are_counted_by_priority_and_tenant() -> None:
+    workload = Workload(**GOOD, **PRIORITIES, **TENANTS)
+    assert list(workload.requests_by_priority().items()) == [(10, 1), (0, 1), (-10, 1)]
+    assert list(workload.requests_by_tenant().items()) == [("", 1), ("x, " * 42, 2)]
+
+
+def test_take() -> None:
+    workload = Workload(**GOOD, **PRIORITIES, **TENANTS)
+    for which in (slice(1, None), np.array([False, True, True])):
+        taken = workload.take(which, start_s=0.1)
+        assert taken.arrival_s.tolist() == [0.0, 1 / 3 - 0.1]
+        assert (taken.model.tolist(), taken.slo_s.tolist()) == ([0, 1], [np.inf, 0.1])
+        assert (taken.priority.tolist(), taken.tenant.tolist()) == ([0, -10], [1, 2])
+        assert (taken.model_names, taken.tenant_names) == (workload.model_names, workload.tenant_names)
+    assert Workload(**GOOD).take(slice(1)).priority.tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -43,6 +111,18 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
         ({"model": np.array([0, 2, 1], np.int32)}, r"model\[1\] is 2, which is no index"),
         ({"slo_s": np.array([1.0, 0.0, 1.0])}, r"slo_s\[1\] is 0.0, which must be greater than 0"),
         ({"model_names": ("a", "a")}, "a name twice, 'a'"),
+        ({"priority": np.array([0, 0, 11])}, r"priority\[2\] is 11, which must be from -10 to 10"),
+        ({"priority": np.array([0, -11, 0])}, r"priority\[1\] is -11, which must be"),
+        ({"priority": np.array([2**32, 0, 0])}, r"priority\[0\] is 4294967296, which must be"),
+        ({"priority": np.array([1, 0])}, r"priority has shape \(2,\), but must be as long as arrival_s, \(3,\)"),
+        ({"priority": np.array([1.0, 0, 0])}, "priority has dtype float64, but must"),
+        (TENANTS | {"tenant": np.array([1, 3, 0])}, r"tenant\[1\] is 3, which is no index into tenant_names"),
+        (TENANTS | {"tenant": np.array([1, 1, -1])}, r"tenant\[2\] is -1, which is no index into tenant_names"),
+        (TENANTS | {"tenant": np.array([1])}, r"tenant has shape \(1,\), but must be as long as"),
+        (TENANTS | {"tenant": np.array([1.0, 0, 0])}, "tenant has dtype float64, but must"),
+        (TENANTS | {"tenant_names": ("a", "b", "b")}, "tenant_names has a name twice, 'b'"),
+        (TENANTS | {"tenant_names": ("a", "b", "\ud800")}, r"tenant_names has '\\ud800'; a name must be text"),
+        (TENANTS | {"tenant_names": ("a", "b", "x" * 129)}, "tenant_names has 'xxx.* of 129 characters; .* have 128"),
     ],
 )
 def test_what_is_no_workload(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
@@ -50,8 +130,46 @@ def test_what_is_no_workload(tmp_path: Path, change: dict[str, Any], problem: st
     with pytest.raises(ValueError, match=problem):
         Workload(**arrays)
     path = tmp_path / "w.npz"
-    np.savez(path, **(arrays | {"model_names": np.array(arrays["model_names"])}))
+    np.savez(path, **arrays_of(arrays))
     with pytest.raises(FileFormatError, match=problem):
+        Workload.load(path)
+
+
+@pytest.mark.parametrize(
+    ("further", "problem"),
+    [
+        ({"tenant": np.zeros(3, int)}, "tenant_names is missing; a workload has both tenant and tenant_names, or none"),
+        ({"tenant_names": np.array(["a"])}, "tenant is missing; a workload has both tenant and tenant_names, or none"),
+        ({"priority": np.array(["1", "2", "3"])}, "priority has dtype <U1, but must be of kind 'iu'"),
+        ({"priority": np.array(1)}, r"priority has shape \(\), but must have one dimension"),
+        ({"tenant": np.zeros(3, int), "tenant_names": np.zeros(1)}, "tenant_names has dtype float64, but must be of"),
+    ],
+)
+def test_npz_files_with_further_arrays_that_are_wrong(tmp_path: Path, further: dict[str, Any], problem: str) -> None:
+    path = tmp_path / "w.npz"
+    np.savez(path, **(arrays_of(GOOD) | further))
+    with pytest.raises(FileFormatError, match=rf"w\.npz: {problem}"):
+        Workload.load(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "problem"),
+    [
+        ("tenant,priority", "a,0", "line 1 is 'arrival_s,model,slo_s,tenant,priority', but must be .*,tenant' or both"),
+        ("priority", "", r"line 2 is not number,name,number,whole number: "),
+        ("priority", "1,a", "line 2 is not number,name,number,whole number: "),
+        ("priority", "0.5", "line 2 is not number,name,number,whole number: "),
+        ("priority", "1" * 30, "line 2 is not number,name,number,whole number: "),
+        ("priority", "11", r"line 2: not a workload: priority\[0\] is 11, which must be from -10 to 10"),
+        ("priority,tenant", "1", "line 2 is not number,name,number,whole number,name: "),
+        ("tenant", "a\0", r"line 2: not a workload: tenant_names has 'a\\x00'; a name must be text"),
+        ("tenant", "x" * 129, "line 2: not a workload: tenant_names has .* of 129 characters; a name may have 128"),
+    ],
+)
+def test_csv_files_with_further_columns_that_are_wrong(tmp_path: Path, header: str, row: str, problem: str) -> None:
+    path = tmp_path / "w.csv"
+    path.write_text(f"arrival_s,model,slo_s,{header}\n0.5,m,1.0,{row}\n")
+    with pytest.raises(FileFormatError, match=rf"w\.csv: {problem}"):
         Workload.load(path)
 
 

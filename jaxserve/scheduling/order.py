@@ -1,0 +1,230 @@
+"""Who goes first among those who wait on one group: priorities, and fair shares of tenants.
+
+Both are off unless asked for. Batches begin first come, first served. What is reordered is who sits in them: a batch is
+a number of *seats* of a model, and a request may take the seat of another one of its model, rows and lengths that waits
+further ahead. Nobody's bucket changes thereby, so neither do the clocks, and other models notice nothing.
+
+A request *outranks* another of lower priority; among equals, where tenants share, one with a larger tag. The tags are
+those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM'96, section 2): a request of tenant i that costs c is
+tagged S = max(V, F_i), and then F_i = S + c / weight_i; V is the largest tag of those that have begun. The cost is what
+the slowest stage takes for it alone.
+
+A newcomer is first given a place as batch.py says, at the end of a batch or of the queue: a *vacancy*. From there the
+batches of its model are looked at, last one first. In each, of those whom it outranks and who would still be in time if
+they were done with the vacancy, the one of lowest rank moves there, and leaves a vacancy behind; the newcomer takes the
+last one. So each of those who move goes back by one batch in which somebody moves, they keep their order, and every
+promise is kept. Where the first place would be late for the newcomer itself, it is taken in if the last one is not.
+It costs a look at each of those of its model that wait.
+
+By priority, nobody has to move more than `max_overtakings` times. By tags no bound is needed: a tag, once given, stays,
+while those of newcomers rise. Who may not move stays, and others move past it.
+
+Order alone does not share where demand exceeds capacity: a queue that one tenant has filled up to the deadline has no
+room for others. So a tenant that has requests waiting may have one more only as long as
+
+    its own part of the wait <= ROOM * weight * what is left until the deadline
+
+(the dynamic threshold of Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998, for buffers of switches). Whoever
+is alone fills ROOM / (ROOM + 1) of the time; of several who always want more, each gets a part by weight; and there is
+always room for one who has nothing waiting. The parts of the queue are the parts of the throughput. Of the places in a
+queue (`max_queue`), the same holds.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+from jaxserve.errors import ConfigError, InvalidInput
+from jaxserve.request import Request, check_tenant
+from jaxserve.scheduling.batch import Batch, in_time
+from jaxserve.scheduling.latencies import StageLatencies
+
+ROOM = 4.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is heeded.
+
+    Attributes:
+        max_overtakings: by how many of higher priority a request may be overtaken; at 0 priorities count for nothing.
+        shares: weights of tenants, 1 for those who are not named; None where tenants count for nothing.
+    """
+
+    max_overtakings: int = 0
+    shares: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.max_overtakings) is not int or self.max_overtakings < 0:
+            raise ConfigError(
+                f"max_overtakings is {self.max_overtakings!r}, but must be a whole number of at least 0; at 0, "
+                f"priorities count for nothing"
+            )
+        if self.shares is not None and not hasattr(self.shares, "items"):
+            raise ConfigError(f"shares is {self.shares!r}, but must be weights by tenant; {{}} for all alike")
+        for tenant, weight in (self.shares or {}).items():
+            try:
+                check_tenant(tenant)
+            except InvalidInput as error:
+                raise ConfigError(f"shares: {error}") from error
+            if type(weight) not in (int, float) or not 0 < weight < math.inf:
+                raise ConfigError(f"the share of tenant {tenant!r} is {weight!r}, but must be a number greater than 0")
+
+
+FIRST_COME = Policy()
+"""Neither priorities nor tenants count."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Standing:
+    """One who waits: its tag, what it costs, and by how many of higher priority it was overtaken."""
+
+    tag: float
+    cost_s: float
+    overtaken: int = 0
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Waiting:
+    """How many wait, and what they cost together; without any, exactly nothing."""
+
+    requests: int = 0
+    cost_s: float = 0.0
+
+    def add(self, cost_s: float) -> None:
+        self.requests += 1
+        self.cost_s += cost_s
+
+    def remove(self, cost_s: float) -> None:
+        self.requests -= 1
+        self.cost_s = self.cost_s - cost_s if self.requests else 0.0
+
+
+Move = tuple[Batch, Request]
+"""A batch, and who leaves its seat in it."""
+
+
+class Order:
+    """The ranks of those who wait on one group, and what its tenants have waiting.
+
+    Args:
+        policy: what is heeded.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._standings: dict[int, _Standing] = {}
+        self._all = _Waiting()
+        self._of_tenant: dict[str, _Waiting] = {}
+        self._begun_tag = 0.0
+        self._next_tags: dict[str, float] = {}
+
+    def enter(self, request: Request, cost_s: float, *, waits: bool) -> None:
+        """A request is taken in, and waits or begins at once; it costs so many seconds of the slowest stage."""
+        tag = self._tag(request)
+        shares = self._policy.shares
+        if shares is not None:
+            if len(self._next_tags) > 64 + 2 * len(self._of_tenant):  # those in the past are as good as none
+                self._next_tags = {name: tag for name, tag in self._next_tags.items() if tag > self._begun_tag}
+            self._next_tags[request.tenant] = tag + cost_s / shares.get(request.tenant, 1.0)
+        if waits:
+            self._standings[request.id] = _Standing(tag, cost_s)
+            self._all.add(cost_s)
+            self._of_tenant.setdefault(request.tenant, _Waiting()).add(cost_s)
+        else:
+            self._begun_tag = max(self._begun_tag, tag)
+
+    def leave(self, request: Request, *, begins: bool) -> None:
+        """One who waited begins, or has given up."""
+        standing = self._standings.pop(request.id)
+        self._all.remove(standing.cost_s)
+        waiting = self._of_tenant[request.tenant]
+        waiting.remove(standing.cost_s)
+        if not waiting.requests:
+            del self._of_tenant[request.tenant]
+        if begins:
+            self._begun_tag = max(self._begun_tag, standing.tag)
+
+    def clear(self) -> None:
+        """Nobody waits any more."""
+        self._standings.clear()
+        self._of_tenant.clear()
+        self._all = _Waiting()
+
+    def retry_after_s(self, tenant: str, *, wait_s: float, left_s: float, places_left: float) -> float:
+        """Seconds until a tenant has room for one more if nothing else arrives; 0 where it has room.
+
+        Args:
+            tenant: whose.
+            wait_s: for how long it would wait.
+            left_s: how much sooner than needed it would be done.
+            places_left: how many more requests may wait.
+        """
+        shares = self._policy.shares
+        waiting = None if shares is None else self._of_tenant.get(tenant)
+        if shares is None or waiting is None or not self._all.cost_s:
+            return 0.0
+        room = ROOM * shares.get(tenant, 1.0)
+        part = waiting.cost_s / self._all.cost_s
+        excess_s = part * wait_s - room * left_s  # falls by part + room a second
+        excess_places = waiting.requests - room * places_left
+        if excess_places > 0.0:
+            excess_s = max(excess_s, wait_s * excess_places / waiting.requests * (part + room))
+        return max(0.0, excess_s / (part + room))
+
+    def moves(
+        self,
+        request: Request,
+        batches: Iterable[Batch],
+        latencies: StageLatencies,
+        *,
+        finish_s: float,
+        overhead_s: float,
+    ) -> tuple[list[Move], float]:
+        """Who makes room for a newcomer, from last to first, and when its own batch is then done.
+
+        Args:
+            request: the newcomer.
+            batches: those that wait ahead of the place that it was given, last one first.
+            latencies: of its model.
+            finish_s: when the batch of that place is done.
+            overhead_s: what an answer costs beyond its stages.
+        """
+        moves: list[Move] = []
+        newcomer = _Standing(self._tag(request), 0.0)
+        for batch in batches:
+            if batch.latencies is not latencies:
+                continue
+            lowest: tuple[int, float, int, Request] | None = None
+            for member in batch.members:
+                if member.bucket != request.bucket or member.rows != request.rows:
+                    continue
+                standing = self._standings[member.id]
+                if self._outranks(request, newcomer, member, standing) and in_time((member,), finish_s + overhead_s):
+                    rank = (self._priority(member), -standing.tag, -member.id, member)
+                    if lowest is None or rank[:3] < lowest[:3]:
+                        lowest = rank
+            if lowest is not None:
+                moves.append((batch, lowest[3]))
+                finish_s = batch.clocks[-1]
+        return moves, finish_s
+
+    def overtake(self, request: Request, moves: Iterable[Move]) -> None:
+        """Counts that a newcomer has overtaken those who made room for it."""
+        for _, member in moves:
+            if self._priority(request) > self._priority(member):
+                self._standings[member.id].overtaken += 1
+
+    def _outranks(self, request: Request, standing: _Standing, other: Request, others: _Standing) -> bool:
+        priority, others_priority = self._priority(request), self._priority(other)
+        if priority == others_priority:
+            return standing.tag < others.tag
+        return priority > others_priority and others.overtaken < self._policy.max_overtakings
+
+    def _priority(self, request: Request) -> int:
+        return request.priority if self._policy.max_overtakings else 0
+
+    def _tag(self, request: Request) -> float:
+        if self._policy.shares is None:
+            return 0.0
+        return max(self._begun_tag, self._next_tags.get(request.tenant, 0.0))
