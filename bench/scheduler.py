@@ -162,7 +162,7 @@ class Driver:
         self.submit_us.append(1e6 * (time.thread_time() - began))
         assert not isinstance(admitted, Rejected)
         if admitted.begins is not None:
-            self._begin(admitted.group, 0, id, now_s)
+            self._begin(admitted.group, 0, admitted.begins, now_s)
 
     def end_stage(self) -> tuple[int, float]:
         """The next end of a stage; returns how many were answered by it, and when."""
@@ -183,7 +183,7 @@ class Driver:
 
     def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
         batch = self._scheduler.groups[group].batch(batch_id)
-        takes_s = self._latencies[group, batch.first.model][batch.bucket][stage]
+        takes_s = self._latencies[group, batch.model][batch.bucket][stage]
         if self._deviation:
             takes_s *= 1 + self._deviation * (2 * self._generator.random() - 1)
         heapq.heappush(self._ends, (now_s + takes_s, group, batch_id, stage))

@@ -590,7 +590,7 @@ class Engine:
         batch = self._scheduler.groups[group].batch(batch_id)
         work = batch.carries
         if work is None and batch.leaving is not None:
-            work = batch.carries = Work(batch_id, self._spares[batch.first.model], 0, (), batch.leaving)
+            work = batch.carries = Work(batch_id, self._spares[batch.model], 0, (), batch.leaving)
         elif work is None:
             pending = [self._pending[member.id] for member in batch.members]
             jobs = [each.job for each in pending if each.job is not None]

@@ -35,7 +35,7 @@ joined any more.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxserve.request import Request
@@ -49,7 +49,9 @@ class Batch:
     """One or more requests of a model that go through a group together.
 
     Attributes:
-        first: the request that it began with; its id is the batch's, even after it has left.
+        id: of the request that was admitted with it, which may since have left, or sit in another batch (order.py);
+            negative where there was none.
+        model: name of its model.
         members: those whom somebody waits for, in order of admission. A batch that runs without any goes no further
             than the stage that it is on.
         latencies: what the model's stages take on this group.
@@ -65,7 +67,8 @@ class Batch:
         carries: what the driver keeps with it.
     """
 
-    first: Request
+    id: int
+    model: str
     members: list[Request]
     latencies: StageLatencies
     bucket: int
@@ -79,16 +82,17 @@ class Batch:
     carries: Any = None
 
     @classmethod
-    def of(cls, members: list[Request], latencies: StageLatencies) -> "Batch":
+    def of(cls, id: int, members: list[Request], latencies: StageLatencies) -> "Batch":
         """A batch of these requests of one model, that waits, and whose clocks are not known yet."""
         bucket = smallest_bucket(members, latencies)
         rows = sum(member.rows for member in members)
-        return cls(members[0], members, latencies, bucket, latencies.estimated[bucket], (), rows)
+        return cls(id, members[0].model, members, latencies, bucket, latencies.estimated[bucket], (), rows)
 
-    def halves(self) -> list["Batch"]:
-        """Two batches of its members, that wait, whose clocks are not known yet."""
+    def halves(self, ids: Iterator[int]) -> list["Batch"]:
+        """Two batches of its members, with these ids, that wait, whose clocks are not known yet."""
         middle = len(self.members) // 2
-        return [Batch.of(members, self.latencies) for members in (self.members[:middle], self.members[middle:])]
+        parts = (self.members[:middle], self.members[middle:])
+        return [Batch.of(next(ids), members, self.latencies) for members in parts]
 
     @property
     def requests(self) -> Sequence[Request]:

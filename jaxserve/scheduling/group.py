@@ -20,7 +20,7 @@ was not needed changes no bit.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from jaxserve.request import Request
@@ -29,7 +29,7 @@ from jaxserve.scheduling.latencies import StageLatencies
 from jaxserve.scheduling.order import Move, Order
 from jaxserve.scheduling.residency import Residency
 
-TOLERANCE = 0.01
+TOLERANCE = 0.02
 STUCK_FACTOR = 10.0
 
 
@@ -65,7 +65,7 @@ class GroupState:
         self._waiting: list[OrderedDict[int, Batch]] = [OrderedDict() for _ in range(stages)]
         self._running: list[Batch | None] = [None] * stages
         self._begun: list[float] = [0.0] * stages  # when what runs on a stage began
-        self._ends: list[float] = [0.0] * stages  # when what runs on a stage is expected to end
+        self._ends: list[float] = [math.inf] * stages  # when what runs on a stage is expected to end
         self._freed: list[float] = [0.0] * stages  # when a stage last ended something
         self._clocks: Sequence[float] = [0.0] * stages
         self._ahead: Sequence[float] = [0.0] * stages  # the clocks as they are without what waits for stage 0
@@ -92,18 +92,18 @@ class GroupState:
         One that is held is not held any longer.
         """
         self._clocks = batch.clocks
-        self._batches[batch.first.id] = batch
+        self._batches[batch.id] = batch
         if self._running[0] is None and self.held is None:
             if self.order is not None:
                 self._enter(batch, waits=False)
             self._begin(batch, 0, now_s)
-            return batch.first.id
+            return batch.id
         self._wait(batch)
         return None if self.held is None else self.release(now_s)
 
     def hold(self, batch: Batch, until_s: float) -> None:
         """Takes in a batch that waits for company, though nothing is ahead of it."""
-        self._batches[batch.first.id] = batch
+        self._batches[batch.id] = batch
         self._wait(batch)
         self.held = batch
         self.held_until_s = until_s
@@ -175,7 +175,7 @@ class GroupState:
         ignored: threads of a pipeline may begin a request in the instant in which it is cancelled.
         """
         batch = self._running[stage]
-        if batch is None or batch.first.id != batch_id:
+        if batch is None or batch.id != batch_id:
             self._error_s = math.inf
             return None
         self._running[stage] = None
@@ -187,16 +187,16 @@ class GroupState:
         difference_s = now_s - self._ends[stage]
         if difference_s:
             self._differ(stage, difference_s)
+        self._ends[stage] = math.inf
         last = stage + 1 == len(self._running)
         if not (last or leave or abandoned):
-            if self._ends[stage] <= self._overdue_s:
-                self._find_overdue()
+            self._overdue_s = min(self._ends)
             batch.stage = stage + 1
             self._waiting[stage + 1][batch_id] = batch
             return None
         del self._batches[batch_id]
         if self._batches:
-            self._find_overdue()
+            self._overdue_s = min(self._ends)
             if not last:
                 self._error_s = math.inf
         else:  # what comes next finds the group idle: no need to replay anything
@@ -247,13 +247,13 @@ class GroupState:
                 self.held, self.held_until_s = None, math.inf
             if batch.waits:
                 batch.latencies.waiting -= 1
-            del self._waiting[batch.stage][batch.first.id]
-            del self._batches[batch.first.id]
+            del self._waiting[batch.stage][batch.id]
+            del self._batches[batch.id]
 
-    def split(self, batch: Batch) -> list[Batch]:
+    def split(self, batch: Batch, ids: Iterator[int]) -> list[Batch]:
         """Takes a batch that failed and has left in again, as two ahead of all that wait; call `begin_next` next."""
-        halves = batch.halves()
-        first = OrderedDict((half.first.id, half) for half in halves)
+        halves = batch.halves(ids)
+        first = OrderedDict((half.id, half) for half in halves)
         for batch_id in self._waiting[0]:
             first[batch_id] = self._batches.pop(batch_id)
         self._batches.update(first)
@@ -282,6 +282,7 @@ class GroupState:
             waiting.clear()
             if self._running[stage] is not None:
                 self._running[stage] = None
+                self._ends[stage] = math.inf
                 self._freed[stage] = now_s
         self._error_s = math.inf
         self._overdue_s = math.inf
@@ -303,7 +304,7 @@ class GroupState:
 
     def holds(self, model: str) -> bool:
         """Whether a request of a model is inside, or a batch of it that nobody waits for."""
-        return any(batch.first.model == model for batch in self._batches.values())
+        return any(batch.model == model for batch in self._batches.values())
 
     @property
     def is_idle(self) -> bool:
@@ -330,7 +331,7 @@ class GroupState:
         return sum(len(batch.members) or 1 for batch in self._batches.values())
 
     def _wait(self, batch: Batch) -> None:
-        self._waiting[0][batch.first.id] = batch
+        self._waiting[0][batch.id] = batch
         self.queue_length += len(batch.requests)
         batch.latencies.waiting += 1
         if self.order is not None:
@@ -366,12 +367,6 @@ class GroupState:
         for stage, (takes_s, expected_s) in enumerate(zip(latency_s, planned_s, strict=True)):
             if takes_s != expected_s:
                 self._differ(stage, takes_s - expected_s)
-
-    def _find_overdue(self) -> None:
-        self._overdue_s = math.inf
-        for batch, end_s in zip(self._running, self._ends, strict=True):
-            if batch is not None and end_s < self._overdue_s:
-                self._overdue_s = end_s
 
     def _replay(self, now_s: float) -> None:
         """Works the clocks out anew, from what runs and waits now and from what stages are expected to take now."""

@@ -16,7 +16,7 @@ from jaxserve.scheduling.latencies import StageLatencies, total_s
 from jaxserve.scheduling.residency import Spare
 
 WINDOW = 8.0
-ROUGH = 0.04
+ROUGH = 0.06
 WORTH = 1.25
 
 
@@ -68,6 +68,11 @@ class Replica:
         if self.spare is None or self.spare.resident:
             return clocks
         return clocks_after(clocks, self.spare.latencies.estimated[0], now_s)
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether it has to be brought to the devices first."""
+        return self.spare is not None and not self.spare.resident
 
     def rows_to_reserve(self, request: Request, *, now_s: float, wait_s: float, spare_s: float) -> int:
         """For how many rows to plan a batch that begins with a request and waits for `wait_s`; 0 for those of it alone.

@@ -5,7 +5,7 @@ caller gave up, time passed, a group died. The scheduler answers what is to be d
 settle one. The same calls at the same times give the same answers, to the last bit.
 
 What begins and ends on stages are batches, of one request or of several that were merged (batch.py). A batch goes by
-the id of the request that it began with; `groups[group].batch(id)` says who is in it and which bucket it runs on.
+the id of the request that it was admitted with; `groups[group].batch(id)` says who is in it, and its bucket.
 
 A model may raise because of one of those whom a batch holds. So a batch of several that fails is run again as two
 halves, at once, and these likewise, until the request that it fails on fails alone.
@@ -16,6 +16,7 @@ then reports cancellations, then arrivals; completions in order of group, then o
 
 import dataclasses
 import heapq
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ class Scheduler:
         self._holders: dict[str, list[Replica]] = {}
         self._open: dict[str, list[Replica]] = {}  # of the holders, the healthy ones
         self._inside: dict[int, tuple[int, Batch]] = {}  # who is waited for, by id
-        self._brought = 0
+        self._ids = itertools.count(-1, -1)  # of batches that no request is admitted with
         self._holding: set[int] = set()  # groups that hold a batch for company, and some that held one
         self._deadlines: list[tuple[float, int, Request]] = []  # a heap; holds settled requests until it is pruned
 
@@ -187,12 +188,13 @@ class Scheduler:
         moves: list[Move] = []
         if join is not None:
             late = False
-        if group.order is not None and group.queue_length:
+        if group.order is not None and group.queue_length and group.held is None:
             join, moves, late = self._find_seat(request, replica, join, ahead, late=late, now_s=now_s)
         if late:
-            warm_s = clocks_after(group.clocks(now_s), latency_s, now_s)[-1] + self._overhead_s
-            if in_time((request,), warm_s):
-                return _refused(request, finish_s, clocks[-1] - now_s, RefuseReason.COLD)
+            if replica.is_cold:
+                warm_s = clocks_after(group.clocks(now_s), latency_s, now_s)[-1] + self._overhead_s
+                if in_time((request,), warm_s):
+                    return _refused(request, finish_s, clocks[-1] - now_s, RefuseReason.COLD)
             alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
             return _refused(request, finish_s, -left_s if alone_s <= request.slo_s else math.inf, RefuseReason.LATE)
         begins: int | None = None
@@ -201,8 +203,10 @@ class Scheduler:
             group.join(request, join)
             finish_s = join.finish_s + self._overhead_s
         else:
-            batch = Batch(request, [request], latencies, bucket, latency_s, ahead, request.rows, reserved_rows)
-            if replica.spare is not None and not replica.spare.resident:
+            batch = Batch(
+                request.id, request.model, [request], latencies, bucket, latency_s, ahead, request.rows, reserved_rows
+            )
+            if replica.is_cold:
                 begins = self._bring(replica, request.model, now_s)
                 group.append(batch, now_s)
             elif replica.max_wait_s > 0.0 and group.is_free and request.rows < latencies.grid.most_rows:
@@ -250,7 +254,7 @@ class Scheduler:
         Returns the group and the id of the batch that its stage 0 is to begin now, if any; None where it is not.
         """
         replicas = self._open.get(model, [])
-        if not replicas or any(replica.spare is None or replica.spare.resident for replica in replicas):
+        if not replicas or not all(replica.is_cold for replica in replicas):
             return None
         replica = min(replicas, key=lambda replica: replica.clocks(now_s)[-1])
         if not replica.state.residency.is_worth_it(model, now_s):
@@ -260,8 +264,8 @@ class Scheduler:
     def _append(self, replica: Replica, batch: Batch, now_s: float, begins: list[tuple[int, int]]) -> None:
         """Appends a batch whose clocks are not known yet, and ahead of it what brings its model, if it is not there."""
         begun: list[int | None] = []
-        if replica.spare is not None and not replica.spare.resident:
-            begun.append(self._bring(replica, batch.first.model, now_s))
+        if replica.is_cold:
+            begun.append(self._bring(replica, batch.model, now_s))
         batch.clocks = clocks_after(replica.clocks(now_s), batch.latency_s, now_s)
         begun.append(replica.state.append(batch, now_s))
         begins += [(0, batch_id) for batch_id in begun if batch_id is not None]
@@ -269,8 +273,8 @@ class Scheduler:
     def _bring(self, replica: Replica, model: str, now_s: float) -> int | None:
         """Has a spare brought behind all else; returns the id of the batch that stage 0 begins now."""
         assert replica.spare is not None
-        self._brought += 1
-        batch = Batch.of([Request(id=-self._brought, model=model, arrival_s=now_s)], replica.spare.latencies)
+        number = next(self._ids)
+        batch = Batch.of(number, [Request(id=number, model=model, arrival_s=now_s)], replica.spare.latencies)
         batch.clocks = replica.clocks(now_s)
         batch.leaving = replica.state.residency.bring(model, now_s)
         return replica.state.append(batch, now_s)
@@ -305,7 +309,7 @@ class Scheduler:
                 begins.append((0, begun))
         elif left is not None and left.leaving is not None:
             if failed:
-                state.residency.forget(left.first.model)
+                state.residency.forget(left.model)
         elif left is not None:
             for member in left.members:
                 del self._inside[member.id]
@@ -324,14 +328,16 @@ class Scheduler:
 
         Those of a spare are taken in behind all others: for what is ahead it may have to leave.
         """
-        state, model = self.groups[group], batch.first.model
+        state, model = self.groups[group], batch.model
         if state.residency.has(model):
+            if (begun := state.begin_next(0, now_s)) is not None:
+                begins.append((0, begun))
             replica = next(each for each in self._holders[model] if each.group == group)
-            halves = batch.halves()
+            halves = batch.halves(self._ids)
             for half in halves:
                 self._append(replica, half, now_s, begins)
         else:
-            halves = state.split(batch)
+            halves = state.split(batch, self._ids)
         for half in halves:
             for member in half.members:
                 self._inside[member.id] = (group, half)

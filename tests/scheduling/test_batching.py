@@ -241,18 +241,18 @@ def test_a_batch_that_fails_is_split_until_one_fails_alone() -> None:
     assert made.stage_done(0, 0, 1, now_s=2.5).begins == [(1, 1), (0, 4)]
     step = made.stage_done(0, 1, 1, now_s=4.0, failed=True)
     assert (step.outcomes, step.begins) == ([], [])  # stage 0 is not free
-    assert [member.id for member in made.groups[0].batch(2).members] == [2, 3]
-    assert made.stage_done(0, 0, 4, now_s=4.0).begins == [(1, 4), (0, 1)]
+    assert [member.id for member in made.groups[0].batch(-2).members] == [2, 3]
+    assert made.stage_done(0, 0, 4, now_s=4.0).begins == [(1, 4), (0, -1)]
     assert made.groups[0].queue_length == 2
     assert made.stage_done(0, 1, 4, now_s=5.0).outcomes == [Done(id=4, group=0, finish_s=5.0)]
-    assert made.stage_done(0, 0, 1, now_s=5.0).begins == [(1, 1), (0, 2)]
-    made.stage_done(0, 1, 1, now_s=6.0)
-    assert made.stage_done(0, 0, 2, now_s=6.25, failed=True).begins == [(0, 2)]
-    step = made.stage_done(0, 0, 2, now_s=7.25, failed=True)
+    assert made.stage_done(0, 0, -1, now_s=5.0).begins == [(1, -1), (0, -2)]
+    made.stage_done(0, 1, -1, now_s=6.0)
+    assert made.stage_done(0, 0, -2, now_s=6.25, failed=True).begins == [(0, -3)]
+    step = made.stage_done(0, 0, -3, now_s=7.25, failed=True)
     assert step.outcomes == [Failed(id=2, group=0, reason=FailReason.MODEL)]
-    assert step.begins == [(0, 3)]
-    made.stage_done(0, 0, 3, now_s=8.25)
-    assert made.stage_done(0, 1, 3, now_s=9.25).outcomes == [Done(id=3, group=0, finish_s=9.25)]
+    assert step.begins == [(0, -4)]
+    made.stage_done(0, 0, -4, now_s=8.25)
+    assert made.stage_done(0, 1, -4, now_s=9.25).outcomes == [Done(id=3, group=0, finish_s=9.25)]
     assert (made.in_flight, made.groups[0].queue_length, made.groups[0].is_idle) == ((), 0, True)
 
 

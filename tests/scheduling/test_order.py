@@ -294,3 +294,34 @@ def test_admission_says_what_begins() -> None:
     assert made.submit(urgent, now_s=0.0) == Admitted(0, 2.0, None)
     step = made.stage_done(0, 0, 0, now_s=1.0)
     assert [member.id for member in made.groups[0].batch(step.begins[0][1]).members] == [2]
+
+
+def test_a_batch_that_fails_after_an_exchange_loses_nobody() -> None:
+    def stage_time(requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
+        return profiled_s, any(request.id == 1 for request in requests)
+
+    made = Scheduler(policy=Policy(max_overtakings=1))
+    made.add_group(2)
+    made.place(0, "m", ((1.0, 1.0), (1.5, 1.5)), Grid(SIZES[:2], max_batch=2))
+    driver = Reference(made, stage_time=stage_time)
+    for number in range(3):
+        driver.arrive(Request(id=number, model="m", arrival_s=0.0))
+    driver.arrive(Request(id=3, model="m", arrival_s=0.0, priority=1))  # takes the seat of 2, which gets its batch
+    driver.drain()
+    outcomes = {number: type(answer.outcome) for number, answer in driver.answers.items()}
+    assert outcomes == {0: Done, 1: Failed, 2: Done, 3: Done}
+    assert (made.in_flight, made.groups[0].is_idle, made.groups[0].queue_length) == ((), True, 0)
+
+
+@pytest.mark.parametrize("policy", [Policy(max_overtakings=1), Policy(shares={})])
+def test_no_seat_is_taken_in_a_batch_that_a_newcomer_releases(policy: Policy) -> None:
+    made = Scheduler(policy=policy)
+    made.add_group(1)
+    made.place(0, "m", ((1.0,), (1.5,)), Grid((2, 3), max_batch=3), max_wait_s=1.0)
+    first = Request(id=0, model="m", arrival_s=0.0, rows=2, tenant="a")
+    assert made.submit(first, now_s=0.0) == Admitted(0, 2.0, None)
+    second = Request(id=1, model="m", arrival_s=0.5, rows=2, priority=1, tenant="b")
+    assert made.submit(second, now_s=0.5) == Admitted(0, 2.5, 0)
+    assert made.stage_done(0, 0, 0, now_s=1.5).outcomes == [Done(id=0, group=0, finish_s=1.5)]
+    assert made.stage_done(0, 0, 1, now_s=2.5).outcomes == [Done(id=1, group=0, finish_s=2.5)]
+    assert made.in_flight == ()

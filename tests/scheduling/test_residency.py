@@ -152,10 +152,10 @@ def test_stages_only_run_what_is_there(
     def watched(batch: Batch, stage: int, now_s: float) -> None:
         if batch.leaving is not None:
             there[stage] -= set(batch.leaving)
-            there[stage].add(batch.first.model)
+            there[stage].add(batch.model)
             assert len(there[stage]) <= memory_bytes
         else:
-            assert batch.first.model == "r" or batch.first.model in there[stage]
+            assert batch.model == "r" or batch.model in there[stage]
         begin(batch, stage, now_s)
 
     made.groups[0]._begin = watched  # type: ignore[method-assign, assignment]
