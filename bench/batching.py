@@ -1,8 +1,9 @@
 """What does merging requests bring a real model, and what does it cost where there is nothing to merge?
 
 all-MiniLM-L6-v2 with its real weights, the text tokenized by the engine, on one CPU device, under two engines in this
-process: (a) `Engine(max_batch=1)`, (b) `Engine()`, which merges up to 16. Sentences are of mixed lengths, a tenth of
-them longer than the smaller of the two length buckets.
+process: (a) `Engine(max_batch=1)`, (b) `Engine()`, which merges up to 16. Texts are of mixed lengths: sentences of
+3 to 24 words, or queries of 1 to 9, as search engines get; a tenth of either is longer. What merging can bring depends
+on the device: the closer one row comes to what the device can compute at all, the less, so queries gain more.
 
 First the run measures (a): its latency with one request in flight, and what it can do in a closed loop of eight
 without deadlines. Then, in each round:
@@ -15,7 +16,7 @@ low load   one request in flight, closed loop, no deadlines: the sides take turn
 Rounds take turns in who is first; the ratios are medians of the rounds' ratios. Targets: goodput of (b) at least 1.5
 times that of (a); its median latency at low load within 5 %.
 
-    python bench/batching.py [--seconds 8] [--rounds 5] [--lengths 32 256] [--quick] [-o FILE]
+    python bench/batching.py [--traffic sentences] [--seconds 8] [--rounds 5] [--lengths 32 256] [--quick] [-o FILE]
 """
 
 import argparse
@@ -43,7 +44,8 @@ from jaxserve.runtime import enable_compilation_cache
 from jaxserve.workload import gamma
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
-LENGTHS = (32, 256)
+TRAFFIC = {"sentences": ((3, 24), (30, 90), (32, 256)), "queries": ((1, 9), (10, 40), (16, 64))}
+"""Words of nine of ten texts, those of the tenth, and the length buckets."""
 SIDES = ("alone", "merged")
 CV, TIMES_CAPACITY, TIMES_LATENCY = 2.0, 2.5, 10.0
 CLOSED_LOOP = 8
@@ -57,13 +59,14 @@ TEXT = (
 )
 
 
-def sentences() -> Iterator[str]:
-    """Sentences without end: nine of ten have 3 to 24 words, the tenth 30 to 90."""
+def texts_of(traffic: str) -> Iterator[str]:
+    """Texts without end."""
     rng = np.random.default_rng(SEED)
     vocabulary = TEXT.split()
+    short, long, _ = TRAFFIC[traffic]
     while True:
-        words = rng.integers(30, 91) if rng.random() < 0.1 else rng.integers(3, 25)
-        yield " ".join(rng.choice(vocabulary, words))
+        fewest, most = long if rng.random() < 0.1 else short
+        yield " ".join(rng.choice(vocabulary, rng.integers(fewest, most + 1)))
 
 
 async def call(engine: Engine, text: str, deadline_s: float | None = None) -> float:
@@ -138,15 +141,15 @@ async def low_load(engines: dict[str, Engine], texts: Sequence[str], order: Sequ
 
 
 async def one_round(
-    engines: dict[str, Engine], number: int, rate: float, deadline_s: float, seconds: float, calls: int
+    engines: dict[str, Engine], traffic: str, number: int, rate: float, deadline_s: float, seconds: float, calls: int
 ) -> dict[str, Any]:
     """Both measurements of both sides."""
     order = SIDES if number % 2 == 0 else SIDES[::-1]
     due_s = gamma(rate=rate, cv=CV, duration_s=seconds, rng=np.random.default_rng(SEED + number)).tolist()
-    texts = list(itertools.islice(sentences(), len(due_s)))
+    texts = list(itertools.islice(texts_of(traffic), max(len(due_s), calls)))
     overload: dict[str, Any] = {}
     for side in order:
-        overload[side] = await open_loop(engines[side], due_s, texts, deadline_s)
+        overload[side] = await open_loop(engines[side], due_s, texts[: len(due_s)], deadline_s)
     return {
         "offered_rps": len(due_s) / due_s[-1],
         "overload": {side: overload[side] for side in SIDES},
@@ -157,7 +160,10 @@ async def one_round(
 async def measure(arguments: argparse.Namespace, seconds: float, rounds: int, calls: int) -> dict[str, Any]:
     """Loads both engines, measures what (a) can do, then all rounds."""
     model = minilm(
-        directory=cache_directory(), batch_sizes=BATCH_SIZES, lengths=tuple(arguments.lengths), deadline_s=None
+        directory=cache_directory(),
+        batch_sizes=BATCH_SIZES,
+        lengths=tuple(arguments.lengths or TRAFFIC[arguments.traffic][2]),
+        deadline_s=None,
     )
     device = jax.devices()[:1]
     async with contextlib.AsyncExitStack() as stack:
@@ -166,7 +172,7 @@ async def measure(arguments: argparse.Namespace, seconds: float, rounds: int, ca
             print(f"loading: {side}", file=sys.stderr)
             options = {"overhead_s": arguments.overhead, **options}
             engines[side] = await stack.enter_async_context(Engine([model], devices=device, **options))
-        texts = list(itertools.islice(sentences(), calls))
+        texts = list(itertools.islice(texts_of(arguments.traffic), calls))
         for side in (*SIDES, *SIDES):  # the second time, everything was done once
             await closed_loop(engines[side], texts[:CLOSED_LOOP], in_flight=CLOSED_LOOP)
         latency_s = statistics.fmean([await call(engines["alone"], text) for text in texts])
@@ -176,7 +182,7 @@ async def measure(arguments: argparse.Namespace, seconds: float, rounds: int, ca
         found: list[dict[str, Any]] = []
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-            found.append(await one_round(engines, number, rate, deadline_s, seconds, calls))
+            found.append(await one_round(engines, arguments.traffic, number, rate, deadline_s, seconds, calls))
     return {
         "latency_alone_s": latency_s,
         "capacity_alone_rps": capacity_rps,
@@ -245,7 +251,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each replay")
     parser.add_argument("--rounds", type=int, default=5, help="medians are over so many")
     parser.add_argument("--times-capacity", type=float, default=TIMES_CAPACITY, help="offered, by what (a) can do")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="in tokens, to compile; at most 256")
+    parser.add_argument("--traffic", choices=TRAFFIC, default="sentences", help="what the texts are like")
+    parser.add_argument("--lengths", type=int, nargs="+", help="in tokens, to compile; at most 256")
     parser.add_argument("--overhead", type=float, default=0.0, help="overhead_s of both engines")
     parser.add_argument("--quick", action="store_true", help="one short round; the first run still compiles")
     parser.add_argument("-o", "--output", type=Path, help="where to write the figures as JSON")
@@ -265,7 +272,8 @@ def main() -> None:
         **circumstances(seed=SEED),
         "seconds": seconds,
         "batch_sizes": BATCH_SIZES,
-        "lengths": arguments.lengths,
+        "traffic": arguments.traffic,
+        "lengths": arguments.lengths or TRAFFIC[arguments.traffic][2],
         "overhead_s": arguments.overhead,
         "cv": CV,
         "times_capacity": arguments.times_capacity,

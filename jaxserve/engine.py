@@ -88,6 +88,7 @@ class _Pending:
     priority: int
     tenant: str
     job: Job | None = None
+    group: int = -1
     predicted_finish_s: float = 0.0
     preparation: "asyncio.Future[_Prepared] | None" = None
     expiry: asyncio.TimerHandle | None = None
@@ -514,8 +515,10 @@ class Engine:
 
     def _expire_off_groups(self, ticket: int, what: str) -> None:
         """Settles a request whose deadline passes while it is in no group's hands."""
-        if ticket in self._pending:
-            self._settle_expired(ticket, f"its deadline of {self._pending[ticket].slo_s:g} s passed as it was {what}")
+        pending = self._pending.get(ticket)
+        if pending is not None:
+            self._note_late(pending)
+            self._settle_expired(ticket, f"its deadline of {pending.slo_s:g} s passed as it was {what}")
 
     def _decide(self, ticket: int, pending: _Pending, prepared: _Prepared, now_s: float) -> int:
         if now_s >= self._timer_s:
@@ -540,6 +543,7 @@ class Engine:
             if decision.reason is RefuseReason.COLD:
                 self._preload(model.name, now_s)
             return -1
+        pending.group = decision.group
         pending.predicted_finish_s = decision.predicted_finish_s
         pending.job = Job(request, inputs, sizes)
         self._pending[ticket] = pending
@@ -735,11 +739,16 @@ class Engine:
             assert self._loop is not None
             self._loop.call_exception_handler({"message": "on_settled raised", "exception": error})
 
+    def _note_late(self, pending: _Pending) -> None:
+        name, now_s = pending.model.name, self._clock()
+        self._scheduler.note_late(pending.group, name, arrival_s=pending.arrival_s, now_s=now_s)
+
     def _count(self, metrics: ModelMetrics, pending: _Pending, now_s: float) -> None:
         latency_s = now_s - pending.arrival_s
         metrics.answered(latency_s, now_s - pending.predicted_finish_s)
         if latency_s > pending.slo_s:
             metrics.late += 1
+            self._note_late(pending)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Waits until something holds; looked at whenever a stage ends or a request is settled."""

@@ -11,9 +11,17 @@ nothing, so a simulation in which stages take their profiled time decides exactl
 How much longer than estimated a stage takes at times is followed, too: `tail` times the estimate is what 99 of 100 ends
 keep. It rises by 9.9 % with each end that is beyond it and falls by 0.1 % with each that is not, so it is where these
 balance. By it, what is merely slow is told from what is stuck (`GroupState.stuck_stage`).
+
+Where stages jitter, or something besides them takes time that is not in the prediction, some of those who were admitted
+are late all the same. The *margin* is by how much sooner than its deadline a request has to be predicted: it rises by
+9.9 % of what the model takes with each that was late and falls by 0.1 % with each that was not, so it is where one in a
+hundred is late. As long as nobody is late it is nothing. It rises by `MOST_RISES` such steps at most before someone is
+late who was admitted by it, so a single stall counts little, however many it makes late. On an idle group it is not
+asked for.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from jaxserve.scheduling.grid import Grid
@@ -24,6 +32,7 @@ Latencies = tuple[tuple[float, ...], ...]
 WEIGHT = 0.25
 MOST = 2.0
 QUANTILE, TAIL_STEP = 0.99, 0.1
+MOST_MARGIN, MOST_RISES = 10.0, 5
 NEGLIGIBLE_S = 20e-6
 
 
@@ -35,6 +44,7 @@ class StageLatencies:
         profiled: what each stage takes on an idle group, for each bucket.
         grid: which of its buckets merged requests run on.
         estimated: what each stage takes by what was observed, for each bucket.
+        margin_s: by how much sooner than its deadline a request has to be predicted to be admitted.
         tail: by how much longer than estimated stages take once in a hundred times; at least 1.
         waiting: how many batches of it wait for stage 0.
     """
@@ -42,8 +52,11 @@ class StageLatencies:
     profiled: Latencies
     grid: Grid
     estimated: list[tuple[float, ...]] = dataclasses.field(init=False)
+    margin_s: float = 0.0
     tail: float = 2.0
     waiting: int = 0
+    _raised_s: float = -math.inf
+    _rises: int = 0
     _sums: list[tuple[float, float] | None] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +88,19 @@ class StageLatencies:
         moved_s = estimate_s + WEIGHT * (seen_s - estimate_s)
         self.estimated[bucket] = (*row[:stage], moved_s, *row[stage + 1 :])
         self._sums[bucket] = None
+
+    def note_late(self, arrival_s: float, now_s: float) -> None:
+        """Corrects the margin, as one who was admitted was late."""
+        if arrival_s > self._raised_s:
+            self._raised_s, self._rises = now_s, 0
+        if self._rises < MOST_RISES:
+            self._rises += 1
+            latency_s = total_s(self.profiled[0])
+            self.margin_s = min(self.margin_s + QUANTILE * TAIL_STEP * latency_s, MOST_MARGIN * latency_s)
+
+    def note_in_time(self) -> None:
+        """Corrects the margin, as one who was admitted was not late."""
+        self.margin_s = max(0.0, self.margin_s - (1.0 - QUANTILE) * TAIL_STEP * total_s(self.profiled[0]))
 
     @property
     def drift(self) -> float:

@@ -133,6 +133,12 @@ class Scheduler:
         self._holders[model] = [replica for replica in self._holders.get(model, []) if replica.group != group]
         self._find_open()
 
+    def note_late(self, group: int, model: str, *, arrival_s: float, now_s: float) -> None:
+        """Notes that a request was late though it left the group in time."""
+        for replica in self._holders.get(model, []):
+            if replica.group == group:
+                replica.latencies.note_late(arrival_s, now_s)
+
     def drift(self, model: str) -> float:
         """How much longer a model's stages take than profiled, by what was observed: the largest ratio."""
         return max((replica.latencies.drift for replica in self._holders.get(model, [])), default=1.0)
@@ -151,19 +157,20 @@ class Scheduler:
         if replica.spare is not None:
             replica.spare.ask(now_s)
         clocks = replica.clocks(now_s)
+        overhead_s = self._overhead_s if group.is_idle else self._overhead_s + latencies.margin_s
         reserved_rows, bucket = 0, request.bucket
         if latencies.grid.most_rows > request.rows:
             reserved_rows = replica.rows_to_reserve(
                 request,
                 now_s=now_s,
                 wait_s=max(0.0, clocks[0] - now_s),
-                spare_s=request.slo_s - self._overhead_s,
+                spare_s=request.slo_s - overhead_s,
             )
             if reserved_rows:
                 bucket = latencies.grid.holding(reserved_rows, latencies.grid.cell(request.bucket))
                 latency_s = latencies.estimated[bucket]
         ahead = clocks_after(clocks, latency_s, now_s)
-        finish_s = ahead[-1] + self._overhead_s
+        finish_s = ahead[-1] + overhead_s
         left_s = request.slo_s - (finish_s - request.arrival_s)
         if group.queue_length >= self._max_queue:
             retry_after_s = max(0.0, group.next_begin_s - now_s)
@@ -182,17 +189,19 @@ class Scheduler:
             request,
             latencies,
             sooner_than_s=math.inf if late else ahead[-1],
-            overhead_s=self._overhead_s,
+            overhead_s=overhead_s,
             now_s=now_s,
         )
         moves: list[Move] = []
         if join is not None:
             late = False
         if group.order is not None and group.queue_length and group.held is None:
-            join, moves, late = self._find_seat(request, replica, join, ahead, late=late, now_s=now_s)
+            join, moves, late = self._find_seat(
+                request, replica, join, ahead, late=late, overhead_s=overhead_s, now_s=now_s
+            )
         if late:
             if replica.is_cold:
-                warm_s = clocks_after(group.clocks(now_s), latency_s, now_s)[-1] + self._overhead_s
+                warm_s = clocks_after(group.clocks(now_s), latency_s, now_s)[-1] + overhead_s
                 if in_time((request,), warm_s):
                     return _refused(request, finish_s, clocks[-1] - now_s, RefuseReason.COLD)
             alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
@@ -203,6 +212,7 @@ class Scheduler:
             group.join(request, join)
             finish_s = join.finish_s + self._overhead_s
         else:
+            finish_s = ahead[-1] + self._overhead_s
             batch = Batch(
                 request.id, request.model, [request], latencies, bucket, latency_s, ahead, request.rows, reserved_rows
             )
@@ -226,7 +236,15 @@ class Scheduler:
         return Admitted(replica.group, finish_s, begins)
 
     def _find_seat(
-        self, request: Request, replica: Replica, join: Join | None, ahead: Sequence[float], *, late: bool, now_s: float
+        self,
+        request: Request,
+        replica: Replica,
+        join: Join | None,
+        ahead: Sequence[float],
+        *,
+        late: bool,
+        overhead_s: float,
+        now_s: float,
     ) -> tuple[Join | None, list[Move], bool]:
         """The place for a request, who makes room for it, and whether it is late all the same (order.py).
 
@@ -236,17 +254,16 @@ class Scheduler:
             join: the batch that it had best join, if any.
             ahead: the clocks with it behind all others.
             late: whether it would be late there.
+            overhead_s: what an answer costs beyond its stages, and the margin.
             now_s: the time of its arrival.
         """
         group, latencies = replica.state, replica.latencies
         if late:  # a place that is late for this one may do for another
             anybody = dataclasses.replace(request, slo_s=math.inf)
-            join = group.best_join(
-                anybody, latencies, sooner_than_s=ahead[-1], overhead_s=self._overhead_s, now_s=now_s
-            )
+            join = group.best_join(anybody, latencies, sooner_than_s=ahead[-1], overhead_s=overhead_s, now_s=now_s)
         place_s = ahead[-1] if join is None else join.finish_s
-        moves, seat_s = group.moves(request, latencies, join, finish_s=place_s, overhead_s=self._overhead_s)
-        return join, moves, late and not in_time((request,), seat_s + self._overhead_s)
+        moves, seat_s = group.moves(request, latencies, join, finish_s=place_s, overhead_s=overhead_s)
+        return join, moves, late and not in_time((request,), seat_s + overhead_s)
 
     def preload(self, model: str, *, now_s: float) -> tuple[int, int | None] | None:
         """Brings a spare to the devices of a group, where that is worth it (residency.py).
@@ -313,6 +330,8 @@ class Scheduler:
         elif left is not None:
             for member in left.members:
                 del self._inside[member.id]
+                if left.latencies.margin_s > 0.0 and not failed:
+                    left.latencies.note_in_time()
                 if failed:
                     outcomes.append(Failed(id=member.id, group=group, reason=FailReason.MODEL))
                 else:
@@ -362,6 +381,8 @@ class Scheduler:
                 heapq.heapreplace(deadlines, (math.nextafter(deadline_s, math.inf), request_id, request))
                 continue
             heapq.heappop(deadlines)
+            if request_id in self._inside:
+                self._inside[request_id][1].latencies.note_late(request.arrival_s, now_s)
             failed = self.cancel(request_id, reason=FailReason.EXPIRED)
             if failed is not None:
                 expired.append(failed)

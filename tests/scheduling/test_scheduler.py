@@ -1,6 +1,7 @@
 """The scheduler, decision by decision."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jaxserve.request import Done, Failed, FailReason, RefuseReason, Rejected, Request
 from jaxserve.scheduling import ALONE, Admitted, Scheduler
 from jaxserve.scheduling.latencies import StageLatencies
+from jaxserve.simulator import Reference
 
 
 def scheduler(*groups: tuple[float, ...], overhead_s: float = 0.0) -> Scheduler:
@@ -276,3 +278,48 @@ def test_jitter_either_way_is_no_reason_to_work_clocks_out_anew() -> None:
         now_s += 1.0 + 0.004 * (-1) ** number
         made.stage_done(0, 0, number, now_s=now_s)
         assert state._error_s <= 0.05
+
+
+def late_share() -> float:
+    """Of those who are admitted to a group that is asked for twice what it can, on stages that jitter, who is late."""
+    generator = np.random.default_rng(0)
+
+    def stage_time(requests: Sequence[Request], group: int, stage: int, profiled_s: float) -> tuple[float, bool]:
+        return profiled_s * float(generator.lognormal(0.0, 0.5)), False
+
+    made = scheduler((1.0,))
+    driver = Reference(made, stage_time=stage_time)
+    for number in range(20_000):
+        driver.arrive(request(number, arrival_s=number / 2, slo_s=6.0))
+    driver.drain()
+    admitted = [answer.outcome for answer in list(driver.answers.values())[2000:] if answer.admitted is not None]
+    return sum(isinstance(outcome, Failed) for outcome in admitted) / len(admitted)
+
+
+def test_one_in_a_hundred_of_those_admitted_is_late_where_stages_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert late_share() == pytest.approx(0.01, abs=0.004)
+    monkeypatch.setattr(StageLatencies, "note_late", lambda self, arrival_s, now_s: None)
+    assert late_share() > 0.1
+
+
+def test_a_single_stall_adds_little_margin_however_many_it_makes_late() -> None:
+    made = scheduler((1.0,))
+    for number in range(50):
+        submit(made, number, 0.0, slo_s=100.0)
+    assert len(made.expire(now_s=200.0)) == 50
+    made.stage_done(0, 0, 0, now_s=200.0)
+    submit(made, 50, 200.0)
+    rejected = submit(made, 51, 200.0, slo_s=1.0)
+    assert isinstance(rejected, Rejected)
+    assert 202.0 < rejected.predicted_finish_s < 202.0 + 2.0  # of which the estimate has its part
+
+
+def test_an_idle_group_asks_for_no_margin() -> None:
+    made = scheduler((1.0,))
+    for number in range(100):
+        submit(made, number, 10.0 * number, slo_s=1.0)
+        (failed,) = made.expire(now_s=10.0 * number + 1.5)
+        made.stage_done(0, 0, number, now_s=10.0 * number + 1.6)
+        assert failed.id == number
+    assert submit(made, 100, 2000.0, slo_s=1.0) == Admitted(0, 2001.0, 100)
+    assert isinstance(submit(made, 101, 2000.0, slo_s=3.0), Rejected)
