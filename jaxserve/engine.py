@@ -207,6 +207,7 @@ class Engine:
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._preparing = 0  # requests that are in the pool or wait for it
+        self._prepare_s = 0.0  # what one takes there, of late
         self._accepting = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = math.inf
@@ -252,7 +253,8 @@ class Engine:
     async def _close(self) -> None:
         self._accepting = False
         for ticket in list(self._pending):
-            self._settle_early(ticket, FailReason.STOPPED)
+            if ticket in self._pending:  # not where the answer of another one has had it cancelled
+                self._settle_early(ticket, FailReason.STOPPED)
         for timer in (self._timer, self._watchdog):
             if timer is not None:
                 timer.cancel()
@@ -263,6 +265,7 @@ class Engine:
     async def _end(self) -> None:
         self._ended = True
         await self._cluster.close()
+        self._idle.set()
         await asyncio.gather(*self._unloading, return_exceptions=True)
         if self._pool is not None:
             await asyncio.to_thread(self._pool.shutdown)
@@ -340,7 +343,7 @@ class Engine:
 
     async def _withdraw(self, group: int, model: Model) -> None:
         self._scheduler.withdraw(group, model.name)
-        await self._until(lambda: not self._scheduler.groups[group].holds(model.name))
+        await self._until(lambda: self._ended or not self._scheduler.groups[group].holds(model.name))
         if not model.on_host:
             await self._cluster.unload(group, model.name)
 
@@ -477,6 +480,12 @@ class Engine:
         assert self._loop is not None
         model, metrics = pending.model, self._metrics[pending.model.name]
 
+        def prepare() -> _Prepared:
+            began_s = time.perf_counter()
+            result = _prepare(model, inputs)
+            self._prepare_s += (time.perf_counter() - began_s - self._prepare_s) / 8
+            return result
+
         def prepared(work: asyncio.Future[_Prepared]) -> None:
             self._preparing -= 1
             if work.cancelled():
@@ -504,12 +513,15 @@ class Engine:
             return -1
         if self._preparing >= self._max_queue:
             metrics.refused += 1
-            self._settle(ticket, QueueFull("too many requests wait for pre-processing; send less", retry_after_s=0.0))
+            retry_after_s = self._preparing * self._prepare_s / _POOL_THREADS
+            self._settle(
+                ticket, QueueFull("too many requests wait for pre-processing; send less", retry_after_s=retry_after_s)
+            )
             return -1
         self._preparing += 1
         if pending.slo_s < math.inf:
             pending.expiry = self._loop.call_later(pending.slo_s, self._expire_off_groups, ticket, "preprocessed")
-        pending.preparation = self._loop.run_in_executor(self._threads(), _prepare, model, inputs)
+        pending.preparation = self._loop.run_in_executor(self._threads(), prepare)
         pending.preparation.add_done_callback(prepared)
         return ticket
 
@@ -582,7 +594,9 @@ class Engine:
     def group_failed(self, group: int, reason: str, now_s: float) -> None:
         """See `Listener`."""
         for failed in self._scheduler.fail_group(group, now_s=now_s):
-            pending = self._pending[failed.id]
+            pending = self._pending.get(failed.id)
+            if pending is None:
+                continue  # the answer of another one has had it cancelled
             self._metrics[pending.model.name].failed += 1
             self._settle(failed.id, GroupFailed(f"group {group} was lost: {reason}", group=group))
         self._group_metrics[group].clear(now_s)
@@ -615,6 +629,8 @@ class Engine:
 
     def _finish(self, model: Model, outcome: Done | Failed, error: Exception | None, now_s: float) -> None:
         ticket = outcome.id
+        if ticket not in self._pending:
+            return  # the answer of another one has had it cancelled
         metrics = self._metrics[model.name]
         if isinstance(outcome, Failed):
             metrics.failed += 1
@@ -674,7 +690,8 @@ class Engine:
                     self._begin(group, 0, batch_id, release_s)
                 continue
             for failed in self._scheduler.expire(now_s=deadline_s):
-                self._settle_expired(failed.id)
+                if failed.id in self._pending:
+                    self._settle_expired(failed.id)
 
     def _arm(self) -> None:
         """Sets the one timer to what is due next."""
@@ -776,7 +793,7 @@ class Engine:
                 "models": [name for name, held in self._groups_of.items() if index in held],
                 "resident_spares": state.residency.resident,
                 "stages": metrics.stages,
-                "healthy": state.healthy and not state.stuck,
+                "healthy": state.healthy and state.stuck is None,
                 "requests": metrics.requests,
                 "queue": state.queue_length,
                 "in_flight": state.in_flight,

@@ -133,6 +133,8 @@ def check_priority(priority: object) -> int:
     Raises:
         InvalidInput: it is not a whole number from `LOWEST_PRIORITY` to `HIGHEST_PRIORITY`.
     """
+    if type(priority) is not int and not isinstance(priority, bool) and isinstance(priority, numbers.Integral):
+        priority = int(priority)
     if type(priority) is not int or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
         raise InvalidInput(
             f"priority is {reprlib.repr(priority)}, but must be a whole number from {LOWEST_PRIORITY} to "
@@ -147,9 +149,17 @@ def check_tenant(tenant: object) -> str:
     Raises:
         InvalidInput: it is not text of at most `LONGEST_TENANT` characters.
     """
-    if type(tenant) is not str or len(tenant) > LONGEST_TENANT:
+    if type(tenant) is not str or len(tenant) > LONGEST_TENANT or (not tenant.isascii() and not _is_text(tenant)):
         raise InvalidInput(
-            f"tenant is {reprlib.repr(tenant)}, but must be text of at most {LONGEST_TENANT} characters, the name of "
-            f"whoever is to get a share"
+            f"tenant is {reprlib.repr(tenant)}, but must be text of at most {LONGEST_TENANT} characters, without lone "
+            f"surrogates: the name of whoever is to get a share"
         )
     return tenant
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

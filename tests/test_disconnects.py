@@ -65,7 +65,7 @@ POLICIES = {  # by seed; with shares a queue hardly ever gets full
     2: Policy(max_overtakings=3),
 }
 LOST_GROUP = 2  # the only one that holds m4
-LEAST = {"served": 2500, "refused": 2500, "cancelled": 800, "expired": 300, "failed": 50}  # else the test tells little
+LEAST = {"served": 2500, "refused": 2500, "cancelled": 700, "expired": 200, "failed": 50}  # else the test tells little
 STRETCH = (1.0, 1.0, 0.5, 1.0, 1.5, 1.0, 3.0)  # what stages take in truth, over their profile
 
 MODELS = [

@@ -185,11 +185,7 @@ class _LocalGroup:
         try:
             pipeline = self._pipelines[model.name]
             if work.leaving is not None:
-                for name in work.leaving:
-                    if (other := self._pipelines.get(name)) is not None:  # not where it was unloaded meanwhile
-                        other.evict(stage)
-                pipeline.restore(stage)
-                return None if last else []
+                return self._bring(stage, work, values, last=last)
             if stage == 0:
                 values = pipeline.put(bucket, model.stack([job.inputs for job in work.jobs], bucket))
             assert values is not None
@@ -204,6 +200,21 @@ class _LocalGroup:
         except Exception as error:  # whatever a model raises is the answer to its requests
             work.error = error
         return None
+
+    def _bring(self, stage: int, work: Work, values: Values | None, *, last: bool) -> Values | None:
+        """Brings a spare to a stage, unless that has failed on an earlier one; values are what went wrong there."""
+        for name in work.leaving or ():
+            if (other := self._pipelines.get(name)) is not None:  # not where it was unloaded meanwhile
+                other.evict(stage)
+        wrong = list(values or ())
+        if not wrong:
+            try:
+                self._pipelines[work.model.name].restore(stage)
+            except Exception as error:  # such as too little memory; those who leave must leave the other stages, too
+                wrong = [error]
+        if last and wrong:
+            work.error = wrong[0]
+        return None if last else wrong
 
 
 def _pick(index: int, wanted: Sequence[int], available: Sequence[Any]) -> list[Any]:

@@ -47,7 +47,8 @@ class Work:
         jobs: one or more; their rows lie one after another in this order.
         leaving: where there are none, and the model's weights are to be brought to the stages, one after another: the
             models whose weights leave for them.
-        error: what the model raised.
+        error: what the model raised. That weights could not be brought to a stage is told by the last one, after those
+            that leave have left all stages.
     """
 
     batch_id: int

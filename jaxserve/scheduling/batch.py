@@ -60,6 +60,7 @@ class Batch:
         clocks: while it waits, when each stage of its group will have finished it and everything ahead of it.
         rows: of its members together.
         reserved_rows: for how many it is planned at least as long as it waits.
+        begun: how many members it had when it began on stage 0.
         stage: the stage that it runs on or waits for.
         running: whether it runs on that stage.
         leaving: where it brings its model's weights to the devices and is no batch of requests, the models that leave
@@ -76,6 +77,7 @@ class Batch:
     clocks: Sequence[float]
     rows: int
     reserved_rows: int = 0
+    begun: int = 0
     stage: int = 0
     running: bool = False
     leaving: tuple[str, ...] | None = None
@@ -89,10 +91,13 @@ class Batch:
         return cls(id, members[0].model, members, latencies, bucket, latencies.estimated[bucket], (), rows)
 
     def halves(self, ids: Iterator[int]) -> list["Batch"]:
-        """Two batches of its members, with these ids, that wait, whose clocks are not known yet."""
+        """Two batches of its members, or one of a single member, that wait, and whose clocks are not known yet.
+
+        They get the next of these ids.
+        """
         middle = len(self.members) // 2
         parts = (self.members[:middle], self.members[middle:])
-        return [Batch.of(next(ids), members, self.latencies) for members in parts]
+        return [Batch.of(next(ids), members, self.latencies) for members in parts if members]
 
     @property
     def requests(self) -> Sequence[Request]:

@@ -46,7 +46,7 @@ class GroupState:
         order: the ranks of those who wait, where there are any.
         residency: the spares that it has.
         healthy: False once it was lost.
-        stuck: whether a stage has run for far longer than expected, and still does.
+        stuck: a stage that has run for far longer than expected, and still does.
         queue_length: requests that wait for stage 0.
         held: the one batch that waits though stage 0 is free, for company.
         held_until_s: until when; infinite where there is none.
@@ -57,7 +57,7 @@ class GroupState:
         self.order = order
         self.residency = Residency(spare_bytes or [0.0] * stages)
         self.healthy = True
-        self.stuck = False
+        self.stuck: int | None = None
         self.queue_length = 0
         self.held: Batch | None = None
         self.held_until_s = math.inf
@@ -96,6 +96,7 @@ class GroupState:
         if self._running[0] is None and self.held is None:
             if self.order is not None:
                 self._enter(batch, waits=False)
+            batch.begun = len(batch.members)
             self._begin(batch, 0, now_s)
             return batch.id
         self._wait(batch)
@@ -112,6 +113,7 @@ class GroupState:
         """Begins the batch that was held; returns its id."""
         self.held = None
         self.held_until_s = math.inf
+        self._replay(now_s)  # the clocks say that it began when it came
         return self.begin_next(0, now_s)
 
     def best_join(
@@ -215,6 +217,7 @@ class GroupState:
         if stage == 0:
             self.queue_length -= len(batch.requests)
             batch.latencies.waiting -= 1
+            batch.begun = len(batch.members)
             if self.order is not None:
                 for member in batch.requests:
                     self.order.leave(member, begins=True)
@@ -251,7 +254,7 @@ class GroupState:
             del self._batches[batch.id]
 
     def split(self, batch: Batch, ids: Iterator[int]) -> list[Batch]:
-        """Takes a batch that failed and has left in again, as two ahead of all that wait; call `begin_next` next."""
+        """Takes a batch that failed and has left in again, in parts ahead of all that wait; call `begin_next` next."""
         halves = batch.halves(ids)
         first = OrderedDict((half.id, half) for half in halves)
         for batch_id in self._waiting[0]:
@@ -262,7 +265,8 @@ class GroupState:
         batch.latencies.waiting += len(halves)
         self.held, self.held_until_s = None, math.inf  # it waits behind these two
         if self.order is not None:
-            self._enter(batch, waits=True)
+            for member in batch.members:
+                self.order.enter_again(member, batch.cost_s(member))
         self._error_s = math.inf
         return halves
 
@@ -273,7 +277,7 @@ class GroupState:
             batch.latencies.waiting -= 1
         self._batches.clear()
         self.queue_length = 0
-        self.stuck = False
+        self.stuck = None
         self.held, self.held_until_s = None, math.inf
         if self.order is not None:
             self.order.clear()
@@ -324,6 +328,11 @@ class GroupState:
     def next_begin_s(self) -> float:
         """When stage 0 is expected to begin what waits for it longest; ask for the clocks first."""
         return self._ahead[0]
+
+    @property
+    def next_finish_s(self) -> float:
+        """When what waits for stage 0 longest is expected to leave the last one; infinite where nothing waits."""
+        return next((batch.clocks[-1] for batch in self._waiting[0].values()), math.inf)
 
     @property
     def in_flight(self) -> int:

@@ -5,6 +5,10 @@ thread that hands it its work. Each end of a stage moves the estimate of its buc
 
     estimate += WEIGHT * (clip(seen, estimate / MOST, estimate * MOST) - estimate)
 
+Buckets that do not run do not stay behind: whatever slowed the others down is likely to slow these, too. So with each
+end the next other bucket in turn moves by RELAX of the way to what the profile says times the ratio of the bucket that
+ran.
+
 The clip keeps one stall from counting for more than a small change does. A difference of less than NEGLIGIBLE_S changes
 nothing, so a simulation in which stages take their profiled time decides exactly by the profile.
 
@@ -29,10 +33,10 @@ from jaxserve.scheduling.grid import Grid
 Latencies = tuple[tuple[float, ...], ...]
 """Seconds of each stage, for each bucket."""
 
-WEIGHT = 0.25
+WEIGHT, RELAX = 0.25, 0.05
 MOST = 2.0
 QUANTILE, TAIL_STEP = 0.99, 0.1
-MOST_MARGIN, MOST_RISES = 10.0, 5
+MOST_MARGIN, MOST_RISES = 10.0, 2
 NEGLIGIBLE_S = 20e-6
 
 
@@ -55,6 +59,8 @@ class StageLatencies:
     margin_s: float = 0.0
     tail: float = 2.0
     waiting: int = 0
+    _corrected: bool = False
+    _turn: int = 0
     _raised_s: float = -math.inf
     _rises: int = 0
     _sums: list[tuple[float, float] | None] = dataclasses.field(init=False)
@@ -75,6 +81,8 @@ class StageLatencies:
         """Corrects the estimate of one stage at one bucket by how long it took once."""
         row = self.estimated[bucket]
         estimate_s = row[stage]
+        if self._corrected:
+            self._relax(bucket, stage, estimate_s)
         if -NEGLIGIBLE_S < seen_s - estimate_s < NEGLIGIBLE_S:
             return
         if seen_s > estimate_s * self.tail:
@@ -86,8 +94,23 @@ class StageLatencies:
         elif seen_s < estimate_s / MOST:
             seen_s = estimate_s / MOST
         moved_s = estimate_s + WEIGHT * (seen_s - estimate_s)
-        self.estimated[bucket] = (*row[:stage], moved_s, *row[stage + 1 :])
+        self._set(bucket, stage, moved_s)
+
+    def _relax(self, bucket: int, stage: int, estimate_s: float) -> None:
+        """Moves the next other bucket towards the ratio of one that runs."""
+        buckets = len(self.profiled)
+        self._turn = turn = (self._turn + 1) % buckets
+        if turn != bucket and self.profiled[bucket][stage] > 0.0:
+            likely_s = self.profiled[turn][stage] * (estimate_s / self.profiled[bucket][stage])
+            other_s = self.estimated[turn][stage]
+            if abs(likely_s - other_s) > NEGLIGIBLE_S:
+                self._set(turn, stage, other_s + RELAX * (likely_s - other_s))
+
+    def _set(self, bucket: int, stage: int, estimate_s: float) -> None:
+        row = self.estimated[bucket]
+        self.estimated[bucket] = (*row[:stage], estimate_s, *row[stage + 1 :])
         self._sums[bucket] = None
+        self._corrected = len(self.profiled) > 1
 
     def note_late(self, arrival_s: float, now_s: float) -> None:
         """Corrects the margin, as one who was admitted was late."""

@@ -10,29 +10,35 @@ tagged S = max(V, F_i), and then F_i = S + c / weight_i; V is the largest tag of
 the slowest stage takes for it alone.
 
 A newcomer is first given a place as batch.py says, at the end of a batch or of the queue: a *vacancy*. From there the
-batches of its model are looked at, last one first. In each, of those whom it outranks and who would still be in time if
-they were done with the vacancy, the one of lowest rank moves there, and leaves a vacancy behind; the newcomer takes the
-last one. So each of those who move goes back by one batch in which somebody moves, they keep their order, and every
-promise is kept. Where the first place would be late for the newcomer itself, it is taken in if the last one is not.
-It costs a look at each of those of its model that wait.
+batches of its model are looked at, last one first, `MOST_LOOKED` at most. In each, of those whom it outranks and who
+would still be in time if they were done with the vacancy, the one of lowest rank moves there, and leaves a vacancy
+behind; the newcomer takes the last one. So each of those who move goes back by one batch in which somebody moves, they
+keep their order, and every promise is kept. Where the first place would be late for the newcomer itself, it is taken in
+if the last one is not.
 
 By priority, nobody has to move more than `max_overtakings` times. By tags no bound is needed: a tag, once given, stays,
-while those of newcomers rise. Who may not move stays, and others move past it.
+while those of newcomers rise. Who may not move stays, and others move past it; so does who runs again because a batch
+failed.
 
 Order alone does not share where demand exceeds capacity: a queue that one tenant has filled up to the deadline has no
 room for others. So a tenant that has requests waiting may have one more only as long as
 
-    its own part of the wait <= ROOM * weight * what is left until the deadline
+    its own part of the wait <= ROOM * weight * what is left of the slack
 
-(the dynamic threshold of Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998, for buffers of switches). Whoever
-is alone fills ROOM / (ROOM + 1) of the time; of several who always want more, each gets a part by weight; and there is
-always room for one who has nothing waiting. The parts of the queue are the parts of the throughput. Of the places in a
-queue (`max_queue`), the same holds.
+(the dynamic threshold of Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998, for buffers of switches). Slack is
+for how long a request could wait. It is the newcomer's own or, where that is less, the average of another tenant that
+has sent requests to the group within `MEMORY_S`, though at least `LEAST_SLACK` times what the newcomer takes; the wait
+is what is not left of it. Whoever is alone fills ROOM / (ROOM + 1) of the slack; of several who always want more, each
+gets a part by weight, though always one place; and there is room for one who has nothing waiting. The parts of the
+queue are the parts of the throughput. Of the places in a queue (`max_queue`), the same holds.
 """
 
 import dataclasses
+import itertools
 import math
+import numbers
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxserve.errors import ConfigError, InvalidInput
 from jaxserve.request import Request, check_tenant
@@ -40,6 +46,9 @@ from jaxserve.scheduling.batch import Batch, in_time
 from jaxserve.scheduling.latencies import StageLatencies
 
 ROOM = 4.0
+MEMORY_S, WEIGHT, LEAST_SLACK = 60.0, 0.25, 4.0
+MOST_LOOKED = 2000
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +64,35 @@ class Policy:
     shares: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if type(self.max_overtakings) is not int or self.max_overtakings < 0:
+        if isinstance(self.max_overtakings, bool) or not isinstance(self.max_overtakings, numbers.Integral):
+            raise ConfigError(f"max_overtakings is {self.max_overtakings!r}, but must be a whole number of at least 0")
+        if self.max_overtakings < 0:
             raise ConfigError(
-                f"max_overtakings is {self.max_overtakings!r}, but must be a whole number of at least 0; at 0, "
+                f"max_overtakings is {self.max_overtakings}, but must be a whole number of at least 0; at 0, "
                 f"priorities count for nothing"
             )
-        if self.shares is not None and not hasattr(self.shares, "items"):
+        if self.shares is None:
+            return
+        if not hasattr(self.shares, "items"):
             raise ConfigError(f"shares is {self.shares!r}, but must be weights by tenant; {{}} for all alike")
-        for tenant, weight in (self.shares or {}).items():
+        for tenant, weight in self.shares.items():
             try:
                 check_tenant(tenant)
             except InvalidInput as error:
                 raise ConfigError(f"shares: {error}") from error
-            if type(weight) not in (int, float) or not 0 < weight < math.inf:
-                raise ConfigError(f"the share of tenant {tenant!r} is {weight!r}, but must be a number greater than 0")
+            if not _is_weight(weight):
+                raise ConfigError(
+                    f"the share of tenant {tenant!r} is {weight!r}, but must be a number from {LEAST_WEIGHT:g} to "
+                    f"{MOST_WEIGHT:g}; who is not named has 1"
+                )
+        object.__setattr__(self, "shares", dict(self.shares))
+
+
+def _is_weight(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool | str) and LEAST_WEIGHT <= float(value) <= MOST_WEIGHT
+    except (TypeError, ValueError):
+        return False
 
 
 FIRST_COME = Policy()
@@ -116,23 +140,40 @@ class Order:
         self._standings: dict[int, _Standing] = {}
         self._all = _Waiting()
         self._of_tenant: dict[str, _Waiting] = {}
+        self._of_priority: dict[int, int] = {}
+        self._tightest: list[tuple[float, str, float]] = []  # (slack, tenant, when) of two tenants at most
         self._begun_tag = 0.0
         self._next_tags: dict[str, float] = {}
+        self._largest_tag = 0.0  # that was ever given, or is next
+        self._prune_at = 64
 
     def enter(self, request: Request, cost_s: float, *, waits: bool) -> None:
         """A request is taken in, and waits or begins at once; it costs so many seconds of the slowest stage."""
-        tag = self._tag(request)
         shares = self._policy.shares
+        if shares is not None and not waits:  # nobody waits: all begin anew
+            self._begun_tag = self._largest_tag
+            self._next_tags.clear()
+        tag = self._tag(request)
         if shares is not None:
-            if len(self._next_tags) > 64 + 2 * len(self._of_tenant):  # those in the past are as good as none
-                self._next_tags = {name: tag for name, tag in self._next_tags.items() if tag > self._begun_tag}
-            self._next_tags[request.tenant] = tag + cost_s / shares.get(request.tenant, 1.0)
+            if len(self._next_tags) >= self._prune_at:  # those in the past are as good as none
+                self._next_tags = {name: each for name, each in self._next_tags.items() if each > self._begun_tag}
+                self._prune_at = 64 + 2 * len(self._next_tags)
+            next_tag = self._next_tags[request.tenant] = tag + cost_s / shares.get(request.tenant, 1.0)
+            self._largest_tag = max(self._largest_tag, next_tag)
         if waits:
-            self._standings[request.id] = _Standing(tag, cost_s)
-            self._all.add(cost_s)
-            self._of_tenant.setdefault(request.tenant, _Waiting()).add(cost_s)
+            self._stand(request, _Standing(tag, cost_s))
         else:
             self._begun_tag = max(self._begun_tag, tag)
+
+    def enter_again(self, request: Request, cost_s: float) -> None:
+        """One who has begun has to wait again, ahead of all others: it was counted, and nobody may overtake it."""
+        self._stand(request, _Standing(-math.inf, cost_s, overtaken=self._policy.max_overtakings))
+
+    def _stand(self, request: Request, standing: _Standing) -> None:
+        self._standings[request.id] = standing
+        self._all.add(standing.cost_s)
+        self._of_tenant.setdefault(request.tenant, _Waiting()).add(standing.cost_s)
+        self._of_priority[request.priority] = self._of_priority.get(request.priority, 0) + 1
 
     def leave(self, request: Request, *, begins: bool) -> None:
         """One who waited begins, or has given up."""
@@ -142,6 +183,9 @@ class Order:
         waiting.remove(standing.cost_s)
         if not waiting.requests:
             del self._of_tenant[request.tenant]
+        self._of_priority[request.priority] -= 1
+        if not self._of_priority[request.priority]:
+            del self._of_priority[request.priority]
         if begins:
             self._begun_tag = max(self._begun_tag, standing.tag)
 
@@ -149,28 +193,53 @@ class Order:
         """Nobody waits any more."""
         self._standings.clear()
         self._of_tenant.clear()
+        self._of_priority.clear()
         self._all = _Waiting()
 
-    def retry_after_s(self, tenant: str, *, wait_s: float, left_s: float, places_left: float) -> float:
-        """Seconds until a tenant has room for one more if nothing else arrives; 0 where it has room.
+    def retry_after_s(
+        self, request: Request, cost_s: float, *, finish_s: float, wait_s: float, places_left: float, now_s: float
+    ) -> float:
+        """Seconds until the tenant of a newcomer has room for it if nothing else arrives; 0 where it has room.
 
         Args:
-            tenant: whose.
-            wait_s: for how long it would wait.
-            left_s: how much sooner than needed it would be done.
+            request: the newcomer.
+            cost_s: what it costs.
+            finish_s: when it would be done at the end of the queue.
+            wait_s: for how long it would wait there.
             places_left: how many more requests may wait.
+            now_s: the time of its arrival.
         """
         shares = self._policy.shares
-        waiting = None if shares is None else self._of_tenant.get(tenant)
-        if shares is None or waiting is None or not self._all.cost_s:
+        if shares is None:
             return 0.0
-        room = ROOM * shares.get(tenant, 1.0)
-        part = waiting.cost_s / self._all.cost_s
-        excess_s = part * wait_s - room * left_s  # falls by part + room a second
+        left_s = request.slo_s - (finish_s - request.arrival_s)
+        others_s = self._others_slack_s(request.tenant, left_s + wait_s, now_s)
+        slack_s = max(others_s, LEAST_SLACK * (finish_s - now_s - wait_s))
+        waiting = self._of_tenant.get(request.tenant)
+        if waiting is None or not self._all.cost_s:
+            return 0.0
+        room = ROOM * shares.get(request.tenant, 1.0)
+        part = (waiting.cost_s + cost_s) / (self._all.cost_s + cost_s)
+        excess_s = part * wait_s - room * min(left_s, slack_s - wait_s)  # falls by part + room a second
         excess_places = waiting.requests - room * places_left
         if excess_places > 0.0:
             excess_s = max(excess_s, wait_s * excess_places / waiting.requests * (part + room))
         return max(0.0, excess_s / (part + room))
+
+    def _others_slack_s(self, tenant: str, slack_s: float, now_s: float) -> float:
+        """The least slack that another tenant has on average; notes that of a newcomer."""
+        others = [each for each in self._tightest if each[1] != tenant and now_s - each[2] < MEMORY_S]
+        for known_s, name, when_s in self._tightest:
+            if name == tenant and now_s - when_s < MEMORY_S and slack_s < math.inf:
+                slack_s = known_s + WEIGHT * (slack_s - known_s)
+        self._tightest = sorted([(slack_s, tenant, now_s), *others])[:2]
+        return min((each[0] for each in others), default=math.inf)
+
+    def may_outrank(self, request: Request) -> bool:
+        """Whether there may be anybody waiting whom a newcomer outranks."""
+        if self._policy.max_overtakings and min(self._of_priority, default=request.priority) < request.priority:
+            return True
+        return self._policy.shares is not None and self._tag(request) < self._largest_tag
 
     def moves(
         self,
@@ -192,7 +261,7 @@ class Order:
         """
         moves: list[Move] = []
         newcomer = _Standing(self._tag(request), 0.0)
-        for batch in batches:
+        for batch in itertools.islice(batches, MOST_LOOKED):
             if batch.latencies is not latencies:
                 continue
             lowest: tuple[int, float, int, Request] | None = None

@@ -78,6 +78,7 @@ class Residency:
     def __init__(self, memory_bytes: Sequence[float]) -> None:
         self._memory_bytes = tuple(memory_bytes)
         self._spares: dict[str, Spare] = {}
+        self._partly: list[str] = []  # those that could not be brought to all stages
 
     def add(self, model: str, spare: Spare) -> None:
         """Adds a spare, which is not resident.
@@ -134,15 +135,22 @@ class Residency:
         return all(self._spares[name].need_s(now_s) > need_s for name in self.leaving(model, now_s))
 
     def bring(self, model: str, now_s: float) -> tuple[str, ...]:
-        """Notes that a spare comes; returns who leaves."""
+        """Notes that a spare comes; returns who leaves, and of whom a part has to be cleared away."""
         leaving = self.leaving(model, now_s)
+        parts = [name for name in self._partly if name != model and name not in leaving]
+        self._partly.clear()
         for name in leaving:
             self._spares[name].resident = False
         self._spares[model].resident = True
-        return tuple(leaving)
+        return (*leaving, *parts)
 
-    def forget(self, model: str | None = None) -> None:
-        """Notes that a spare, or every one, is not there after all."""
-        for name, spare in self._spares.items():
-            if model in (None, name):
-                spare.resident = False
+    def failed(self, model: str) -> None:
+        """Notes that a spare could not be brought, or not to all stages."""
+        if model in self._spares:
+            self._spares[model].resident = False
+            self._partly.append(model)
+
+    def forget(self) -> None:
+        """Notes that nothing is there any more."""
+        for spare in self._spares.values():
+            spare.resident = False

@@ -7,8 +7,8 @@ settle one. The same calls at the same times give the same answers, to the last 
 What begins and ends on stages are batches, of one request or of several that were merged (batch.py). A batch goes by
 the id of the request that it was admitted with; `groups[group].batch(id)` says who is in it, and its bucket.
 
-A model may raise because of one of those whom a batch holds. So a batch of several that fails is run again as two
-halves, at once, and these likewise, until the request that it fails on fails alone.
+A model may raise because of one of those whom a batch holds. So a batch that began with several and fails is run again
+as two halves, at once, and these likewise, until the request that it fails on fails alone.
 
 At one instant a driver reports completions first, then begins what was held for company, then lets requests expire,
 then reports cancellations, then arrivals; completions in order of group, then of request.
@@ -151,7 +151,7 @@ class Scheduler:
         holders = self._open.get(request.model)
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf)
-        replica = holders[0] if len(holders) == 1 else self._dispatch(holders, request, now_s)
+        replica = holders[0] if len(holders) == 1 else self._choose(holders, request, now_s)
         group, latencies = replica.state, replica.latencies
         latency_s = replica.latency_s(request.bucket)
         if replica.spare is not None:
@@ -172,19 +172,23 @@ class Scheduler:
         ahead = clocks_after(clocks, latency_s, now_s)
         finish_s = ahead[-1] + overhead_s
         left_s = request.slo_s - (finish_s - request.arrival_s)
+        late = left_s < 0.0
+        if late and sum(latencies.profiled[request.bucket]) + self._overhead_s > request.slo_s:
+            return _refused(request, finish_s, math.inf, RefuseReason.LATE)
         if group.queue_length >= self._max_queue:
             retry_after_s = max(0.0, group.next_begin_s - now_s)
             return _refused(request, finish_s, retry_after_s, RefuseReason.FULL)
         if group.order is not None:
             retry_after_s = group.order.retry_after_s(
-                request.tenant,
+                request,
+                max(latencies.profiled[request.bucket]),
+                finish_s=finish_s,
                 wait_s=max(0.0, finish_s - now_s - total_s(latency_s)),
-                left_s=left_s,
                 places_left=self._max_queue - group.queue_length,
+                now_s=now_s,
             )
             if retry_after_s > 0.0:
-                return _refused(request, finish_s, retry_after_s, RefuseReason.SHARE)
-        late = left_s < 0.0
+                return _refused(request, finish_s, max(retry_after_s, -left_s), RefuseReason.SHARE)
         join = group.best_join(
             request,
             latencies,
@@ -204,8 +208,7 @@ class Scheduler:
                 warm_s = clocks_after(group.clocks(now_s), latency_s, now_s)[-1] + overhead_s
                 if in_time((request,), warm_s):
                     return _refused(request, finish_s, clocks[-1] - now_s, RefuseReason.COLD)
-            alone_s = sum(latencies.profiled[request.bucket]) + self._overhead_s
-            return _refused(request, finish_s, -left_s if alone_s <= request.slo_s else math.inf, RefuseReason.LATE)
+            return _refused(request, finish_s, -left_s, RefuseReason.LATE)
         begins: int | None = None
         if join is not None:
             batch = join.batch
@@ -235,6 +238,15 @@ class Scheduler:
             self._watch(request)
         return Admitted(replica.group, finish_s, begins)
 
+    def _choose(self, replicas: Sequence[Replica], request: Request, now_s: float) -> Replica:
+        """Where company is waited for, there; else as dispatched."""
+        if self._holding:
+            for replica in replicas:
+                held = replica.state.held
+                if held is not None and held.latencies is replica.latencies and held.bucket_with(request) is not None:
+                    return replica
+        return self._dispatch(replicas, request, now_s)
+
     def _find_seat(
         self,
         request: Request,
@@ -258,6 +270,10 @@ class Scheduler:
             now_s: the time of its arrival.
         """
         group, latencies = replica.state, replica.latencies
+        assert group.order is not None
+        is_hopeless = late and not in_time((request,), group.next_finish_s + overhead_s)
+        if is_hopeless or not group.order.may_outrank(request):
+            return join, [], late
         if late:  # a place that is late for this one may do for another
             anybody = dataclasses.replace(request, slo_s=math.inf)
             join = group.best_join(anybody, latencies, sooner_than_s=ahead[-1], overhead_s=overhead_s, now_s=now_s)
@@ -315,18 +331,18 @@ class Scheduler:
         """Reports that a stage has ended a batch, or that the model raised on it there."""
         state = self.groups[group]
         left = state.stage_done(stage, batch_id, now_s, leave=failed)
-        if state.stuck:
-            state.stuck = False  # where another stage is stuck still, it will be found again
+        if state.stuck == stage:
+            state.stuck = None  # where another stage is stuck, too, it will be found again
             self._find_open()
         outcomes: list[Done | Failed] = []
         begins: list[tuple[int, int]] = []
-        if left is not None and failed and len(left.members) > 1:
+        if left is not None and failed and left.begun > 1 and left.members:
             self._run_again(group, left, now_s, begins)
             if stage > 0 and (begun := state.begin_next(0, now_s)) is not None:
                 begins.append((0, begun))
         elif left is not None and left.leaving is not None:
             if failed:
-                state.residency.forget(left.model)
+                state.residency.failed(left.model)
         elif left is not None:
             for member in left.members:
                 del self._inside[member.id]
@@ -432,9 +448,9 @@ class Scheduler:
         """
         found: list[tuple[int, int]] = []
         for index, state in enumerate(self.groups):
-            stage = None if state.stuck else state.stuck_stage(now_s, stuck_after_s)
+            stage = None if state.stuck is not None else state.stuck_stage(now_s, stuck_after_s)
             if stage is not None:
-                state.stuck = True
+                state.stuck = stage
                 found.append((index, stage))
         if found:
             self._find_open()
@@ -452,7 +468,7 @@ class Scheduler:
 
     def _find_open(self) -> None:
         self._open = {
-            model: [each for each in holders if each.state.healthy and not each.state.stuck]
+            model: [each for each in holders if each.state.healthy and each.state.stuck is None]
             for model, holders in self._holders.items()
         }
 

@@ -76,8 +76,10 @@ class SimulationResult:
     def _per_class(self) -> dict[str, object]:
         """What became of the requests of each priority and of each tenant, where there are several."""
         workload = self.workload
-        priorities = {str(each): workload.priority == each for each in np.unique(workload.priority)}
-        tenants = {workload.tenant_names[each]: workload.tenant == each for each in np.unique(workload.tenant)}
+        priority: list[int] = sorted(set(workload.priority.tolist()))
+        tenant: list[int] = sorted(set(workload.tenant.tolist()))
+        priorities = {str(each): workload.priority == each for each in priority}
+        tenants = {workload.tenant_names[each]: workload.tenant == each for each in tenant}
         latency_s = self.finish_s - workload.arrival_s
         found: dict[str, object] = {}
         for key, classes in (("per_priority", priorities), ("per_tenant", tenants)):

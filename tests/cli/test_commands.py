@@ -99,7 +99,7 @@ def test_simulate_tells_priorities_and_tenants_apart(capsys: pytest.CaptureFixtu
         (simulate("--overhead-s", "nan"), "overhead_s is nan"),
         (simulate("--max-batch", "0"), "max_batch is 0, but must be at least 1"),
         (simulate("--max-overtakings", "-1"), "max_overtakings is -1, but must be a whole number of at least 0"),
-        (simulate("--shares", "a=0"), "the share of tenant 'a' is 0.0, but must be a number greater than 0"),
+        (simulate("--shares", "a=0"), "the share of tenant 'a' is 0.0, but must be a number from 0.001 to 1000"),
         (simulate("--shares", "a=1,a=2"), "--shares is 'a=1,a=2', but must be `equal`, or a weight for each tenant"),
         (simulate("--shares", "a"), "--shares is 'a', but must be `equal`"),
         (["serve", "tests.cli.served:double", "--port=0", "--max-queue=0"], "max_queue is 0"),

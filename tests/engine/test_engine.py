@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import math
 import time
@@ -27,6 +28,7 @@ from jaxserve.errors import (
     ModelNotFound,
     PlacementError,
     QueueFull,
+    RequestCancelled,
 )
 from jaxserve.model import Model, TensorSpec
 from jaxserve.plans import Group, Placement, Profile, Profiles, Segment
@@ -472,6 +474,56 @@ def test_a_caller_that_raises_costs_the_others_nothing() -> None:
             await until(6.0)
             assert [type(result) for result in settled] == [DeadlineExceeded] * 2
         assert [type(context["exception"]) for context in reported] == [ZeroDivisionError] * 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("ends", ["answered", "expired", "lost", "stopped"])
+def test_the_answer_of_one_may_cancel_another(ends: str) -> None:
+    async def main() -> None:
+        answers: dict[str, Any] = {}
+        loop = asyncio.get_running_loop()
+        longer = 3.0 if ends == "expired" else 1.0
+        stages = {"stage_time": lambda requests, group, stage, profiled_s: (longer * profiled_s, False)}
+        async with serving(model(max_wait_s=0.1), **stages) as (engine, cluster):
+            tickets: dict[str, int] = {}
+
+            def settled(name: str, result: Any) -> None:
+                answers[name] = result
+                if name == "first" and "second" not in answers:
+                    engine.cancel(tickets["second"])
+
+            for name in ("first", "second"):
+                tickets[name] = engine.submit(
+                    "m",
+                    {"x": X},
+                    deadline_s=1.5,
+                    on_settled=functools.partial(settled, name),
+                )
+            if ends == "lost":
+                await until(0.5)
+                cluster.fail_group(0, 0.5)
+            elif ends != "stopped":
+                await until(1.6)
+                assert (await engine.infer("m", {"x": X}))["double"].shape == (1, 4)
+                assert loop.time() < 10.0
+        assert isinstance(answers["second"], RequestCancelled)
+        expected = {"answered": dict, "expired": DeadlineExceeded, "lost": GroupFailed, "stopped": EngineStopped}
+        assert isinstance(answers["first"], expected[ends])
+
+    run(main())
+
+
+def test_leaving_ends_an_unload_that_waits() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _):
+            call = asyncio.ensure_future(engine.infer("m", {"x": X}))
+            await asyncio.sleep(0)
+            unloading = asyncio.ensure_future(engine.unload("m"))
+            await asyncio.sleep(0)
+        with pytest.raises(EngineStopped):
+            await call
+        await unloading
 
     run(main())
 

@@ -256,6 +256,22 @@ def test_a_batch_that_fails_is_split_until_one_fails_alone() -> None:
     assert (made.in_flight, made.groups[0].queue_length, made.groups[0].is_idle) == ((), 0, True)
 
 
+@pytest.mark.parametrize("leaves", ["cancelled", "expired"])
+def test_one_whose_batch_failed_because_of_another_is_run_again_though_that_one_has_left(leaves: str) -> None:
+    made = scheduler()
+    submit(made, 0, 0.0)
+    submit(made, 1, 0.0)
+    submit(made, 2, 0.0, slo_s=2.25)
+    made.stage_done(0, 0, 0, now_s=1.0)
+    if leaves == "cancelled":
+        made.cancel(2)
+    else:
+        assert len(made.expire(now_s=2.5)) == 1
+    step = made.stage_done(0, 0, 1, now_s=2.5, failed=True)
+    assert (step.outcomes, step.begins) == ([], [(0, -1)])
+    assert made.stage_done(0, 0, -1, now_s=3.5).outcomes == [Done(id=1, group=0, finish_s=3.5)]
+
+
 def test_a_lost_group_fails_all_members() -> None:
     assert [failed.id for failed in four_with_three_merged().fail_group(0, now_s=0.5)] == [0, 1, 2, 3]
 

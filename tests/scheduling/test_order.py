@@ -177,6 +177,36 @@ def test_what_one_tenant_asks_for_too_much_is_not_at_the_cost_of_another() -> No
     assert shared["greedy"] == pytest.approx(0.06, abs=0.003)  # the rest, so that nothing stands idle
 
 
+@pytest.mark.parametrize("slo_s", [20.0, 200.0, inf])
+@pytest.mark.parametrize("model", ["m", "n"])
+def test_nor_where_it_allows_more_time_or_asks_for_another_model(slo_s: float, model: str) -> None:
+    modest = [dataclasses.replace(call, model=model) for call in stream("modest", 5.0, slo_s=10.0)]
+    shared = served(by_arrival(stream("greedy", 0.5, slo_s=slo_s), modest), Policy(shares={}), max_queue=1000)
+    assert shared["modest"] >= 0.99  # the first may come when the queue is long already
+    assert shared["greedy"] == pytest.approx(0.4, abs=0.01)
+
+
+def test_tenants_that_have_gone_are_forgotten() -> None:
+    made = Scheduler(policy=Policy(shares={}))
+    made.add_group(1)
+    made.place(0, "m", ((1.0,),))
+    order = made.groups[0].order
+    assert order is not None
+    for number in range(1000):
+        now_s = 1.5 * number
+        made.submit(Request(id=number, model="m", arrival_s=now_s, tenant=f"t{number}"), now_s=now_s)
+        made.stage_done(0, 0, number, now_s=now_s + 1.0)
+        assert len(order._next_tags) <= 1
+    for number in range(1000, 3000):
+        made.submit(Request(id=number, model="m", arrival_s=2000.0, tenant=f"t{number}"), now_s=2000.0)
+    for number in range(1000, 2999):
+        made.stage_done(0, 0, number, now_s=number + 1001.0)
+        if number % 10 == 0:
+            late = Request(id=number + 10_000, model="m", arrival_s=number + 1001.0, tenant="x", slo_s=1.0)
+            assert isinstance(made.submit(late, now_s=number + 1001.0), Rejected)
+    assert len(order._standings) == 0
+
+
 @pytest.mark.parametrize("weight", [1.0, 3.0, 0.25])
 def test_tenants_that_always_want_more_get_parts_by_weight(weight: float) -> None:
     calls = by_arrival(stream("a", 0.25), stream("b", 0.2))
@@ -212,8 +242,9 @@ def test_a_tenant_alone_leaves_a_part_of_the_time_free_and_is_told_when_to_come_
         ({"max_overtakings": -1}, "max_overtakings is -1, but must be a whole number of at least 0"),
         ({"max_overtakings": 1.5}, "max_overtakings is 1.5"),
         ({"max_overtakings": True}, "max_overtakings is True"),
-        ({"shares": {"a": 0.0}}, "the share of tenant 'a' is 0.0, but must be a number greater than 0"),
+        ({"shares": {"a": 0.0}}, "the share of tenant 'a' is 0.0, but must be a number from 0.001 to 1000"),
         ({"shares": {"a": inf}}, "the share of tenant 'a' is inf"),
+        ({"shares": {"a": 1e-300}}, "the share of tenant 'a' is 1e-300"),
         ({"shares": {"a": math.nan}}, "the share of tenant 'a' is nan"),
         ({"shares": {"a": "3"}}, "the share of tenant 'a' is '3'"),
         ({"shares": {3: 1.0}}, "shares: tenant is 3, but must be text"),

@@ -119,6 +119,17 @@ def test_a_load_that_fails_is_tried_again() -> None:
     assert submit(made, 1, "a", 10.0) == Admitted(0, 15.0, -2)
 
 
+def test_what_a_load_that_fails_has_left_on_some_stages_leaves_with_the_next() -> None:
+    made = scheduler("a", "b", "c", restore_s=(4.0, 4.0))
+    submit(made, 0, "a")
+    made.stage_done(0, 0, -1, now_s=4.0)
+    made.stage_done(0, 1, -1, now_s=8.0, failed=True)
+    submit(made, 1, "b", 20.0)
+    assert made.groups[0].batch(-2).leaving == ("a",)
+    submit(made, 2, "c", 20.0)
+    assert made.groups[0].batch(-3).leaving == ()
+
+
 CALLS = st.lists(
     st.tuples(
         st.sampled_from("abcr"),

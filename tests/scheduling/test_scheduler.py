@@ -323,3 +323,35 @@ def test_an_idle_group_asks_for_no_margin() -> None:
         assert failed.id == number
     assert submit(made, 100, 2000.0, slo_s=1.0) == Admitted(0, 2001.0, 100)
     assert isinstance(submit(made, 101, 2000.0, slo_s=3.0), Rejected)
+
+
+def test_a_group_is_closed_until_the_stage_that_is_stuck_ends() -> None:
+    made = scheduler((1.0, 1.0))
+    for number in range(4):
+        submit(made, number, 0.0)
+    made.stage_done(0, 0, 0, now_s=1.0)
+    assert made.find_stuck(now_s=100.0, stuck_after_s=5.0) == [(0, 0)]
+    made.stage_done(0, 1, 0, now_s=100.0)
+    assert submit(made, 10, 100.0) == Rejected(id=10, predicted_finish_s=math.inf)
+    made.stage_done(0, 0, 1, now_s=101.0)
+    assert isinstance(submit(made, 11, 101.0), Admitted)
+
+
+def test_buckets_that_do_not_run_follow_those_that_do() -> None:
+    latencies = StageLatencies(((1.0, 2.0), (1.5, 3.0), (2.0, 4.0)), ALONE)
+    for _ in range(500):
+        latencies.observe(0, 0, 3.0)
+        latencies.observe(0, 1, 2.0)
+    assert latencies.estimated == [pytest.approx(row, rel=0.01) for row in ((3.0, 2.0), (4.5, 3.0), (6.0, 4.0))]
+    for _ in range(500):
+        latencies.observe(0, 0, 1.0)
+    assert latencies.drift == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_bucket_that_runs_keeps_an_estimate_of_its_own() -> None:
+    latencies = StageLatencies(((1.0,), (1.5,)), ALONE)
+    for _ in range(500):
+        latencies.observe(0, 0, 1.0)
+        latencies.observe(1, 0, 3.0)
+    assert latencies.estimated[0][0] == pytest.approx(1.0, rel=0.25)
+    assert latencies.estimated[1][0] == pytest.approx(3.0, rel=0.25)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.request import Done, Failed, FailReason, Rejected, Request
-from jaxserve.scheduling import Admitted, Grid, Scheduler
+from jaxserve.scheduling import DISPATCHES, Admitted, Dispatch, Grid, Scheduler
 from jaxserve.simulator import Reference
 
 inf = math.inf
@@ -41,6 +41,9 @@ def drive(
     driver.drain()
     assert (made.in_flight, made.groups[0].is_idle, made.groups[0].queue_length) == ((), True, 0)
     assert made.next_release_s == inf
+    given_up = {number for number, _ in cancels}
+    for number, answer in driver.answers.items():
+        assert answer.admitted is None or number in given_up or isinstance(answer.outcome, Done)
     outcomes = [driver.answers[number].outcome for number in range(len(calls))]
     return [outcome.finish_s if isinstance(outcome, Done) else None for outcome in outcomes]
 
@@ -68,6 +71,7 @@ def drive(
             [1.1875, 2.1875],
             id="one that does not fit in",
         ),
+        pytest.param([("m", 0.0, inf), ("m", 0.625, 1.0)], [1.5, None], id="what waited has begun later than it came"),
         pytest.param([("m", 0.0, inf), ("m", 1.0, inf), ("m", 1.0, inf)], [1.5, 2.75, 2.75], id="behind one that runs"),
     ],
 )
@@ -91,6 +95,16 @@ def test_what_is_promised_is_the_end_of_the_wait() -> None:
     assert made.release(now_s=0.375) == []
     assert made.release(now_s=0.5) == [(0, 0)]
     assert made.next_release_s == inf
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES.values())
+def test_company_is_sought_where_it_is_waited_for(dispatch: Dispatch) -> None:
+    made = Scheduler(dispatch=dispatch)
+    for group in range(3):
+        made.add_group(1)
+        made.place(group, "m", LATENCIES["m"], Grid((1, 2, 4), max_batch=4), max_wait_s=0.5)
+    admitted = [made.submit(Request(id=number, model="m", arrival_s=0.0), now_s=0.0) for number in range(5)]
+    assert [each.group for each in admitted if isinstance(each, Admitted)] == [0, 0, 0, 0, 1]
 
 
 def test_a_lost_group_holds_nobody() -> None:
