@@ -5,9 +5,9 @@ thread that hands it its work. Each end of a stage moves the estimate of its buc
 
     estimate += WEIGHT * (clip(seen, estimate / MOST, estimate * MOST) - estimate)
 
-Buckets that do not run do not stay behind: whatever slowed the others down is likely to slow these, too. So with each
-end the next other bucket in turn moves by RELAX of the way to what the profile says times the ratio of the bucket that
-ran.
+Buckets that do not run do not stay behind: whatever slowed the others down is likely to slow these, too. So with
+every fourth end the next other bucket in turn moves by RELAX of the way to what the profile says times the ratio of the
+bucket that ran.
 
 The clip keeps one stall from counting for more than a small change does. A difference of less than NEGLIGIBLE_S changes
 nothing, so a simulation in which stages take their profiled time decides exactly by the profile.
@@ -33,7 +33,8 @@ from jaxserve.scheduling.grid import Grid
 Latencies = tuple[tuple[float, ...], ...]
 """Seconds of each stage, for each bucket."""
 
-WEIGHT, RELAX = 0.25, 0.05
+WEIGHT = 0.25
+RELAX, RELAX_EVERY = 0.2, 4
 MOST = 2.0
 QUANTILE, TAIL_STEP = 0.99, 0.1
 MOST_MARGIN, MOST_RISES = 10.0, 2
@@ -82,7 +83,9 @@ class StageLatencies:
         row = self.estimated[bucket]
         estimate_s = row[stage]
         if self._corrected:
-            self._relax(bucket, stage, estimate_s)
+            self._turn += 1
+            if self._turn % RELAX_EVERY == 0:
+                self._relax(bucket, stage, estimate_s)
         if -NEGLIGIBLE_S < seen_s - estimate_s < NEGLIGIBLE_S:
             return
         if seen_s > estimate_s * self.tail:
@@ -98,8 +101,7 @@ class StageLatencies:
 
     def _relax(self, bucket: int, stage: int, estimate_s: float) -> None:
         """Moves the next other bucket towards the ratio of one that runs."""
-        buckets = len(self.profiled)
-        self._turn = turn = (self._turn + 1) % buckets
+        turn = self._turn // RELAX_EVERY % len(self.profiled)
         if turn != bucket and self.profiled[bucket][stage] > 0.0:
             likely_s = self.profiled[turn][stage] * (estimate_s / self.profiled[bucket][stage])
             other_s = self.estimated[turn][stage]
