@@ -168,7 +168,7 @@ def by_reference(world: World, workload: Workload, dispatch: str) -> Seen:
         index = scheduler.add_group(group.inter_op)
         for name in group.models:
             scheduler.place(index, name, world.latencies(index, name), Grid(tuple(GROWTH), max_batch=MAX_BATCH))
-    driver = Reference(scheduler, latency_s=world.latencies)
+    driver = Reference(scheduler)
     arrivals: list[float] = workload.arrival_s.tolist()
     slos: list[float] = workload.slo_s.tolist()
     for id, model in enumerate(workload.model.tolist()):
