@@ -407,7 +407,9 @@ class Scheduler:
     @property
     def next_release_s(self) -> float:
         """When `release` next has something to do; infinite where it has not."""
-        return min((self.groups[group].held_until_s for group in self._holding), default=math.inf)
+        if not self._holding:  # almost always
+            return math.inf
+        return min(self.groups[group].held_until_s for group in self._holding)
 
     def release(self, *, now_s: float) -> list[tuple[int, int]]:
         """(group, batch id) of what stage 0 is to begin now, as it has waited for company long enough."""
