@@ -9,6 +9,8 @@ Buckets that do not run do not stay behind: whatever slowed the others down is l
 every fourth end the next other bucket in turn moves by RELAX of the way to what the profile says times the ratio of the
 bucket that ran.
 
+What has moved by less than PUBLISHED is not told to the queues, which would have to correct their clocks for it.
+
 The clip keeps one stall from counting for more than a small change does. A difference of less than NEGLIGIBLE_S changes
 nothing, so a simulation in which stages take their profiled time decides exactly by the profile.
 
@@ -35,6 +37,7 @@ Latencies = tuple[tuple[float, ...], ...]
 
 WEIGHT = 0.25
 RELAX, RELAX_EVERY = 0.2, 4
+PUBLISHED = 0.01
 MOST = 2.0
 QUANTILE, TAIL_STEP = 0.99, 0.1
 MOST_MARGIN, MOST_RISES = 10.0, 2
@@ -60,6 +63,7 @@ class StageLatencies:
     margin_s: float = 0.0
     tail: float = 2.0
     waiting: int = 0
+    _followed: list[list[float]] = dataclasses.field(init=False)
     _corrected: bool = False
     _turn: int = 0
     _raised_s: float = -math.inf
@@ -68,6 +72,7 @@ class StageLatencies:
 
     def __post_init__(self) -> None:
         self.estimated = list(self.profiled)
+        self._followed = [list(row) for row in self.profiled]
         self._sums = [None] * len(self.profiled)
 
     def total_and_longest_s(self, bucket: int) -> tuple[float, float]:
@@ -80,8 +85,7 @@ class StageLatencies:
 
     def observe(self, bucket: int, stage: int, seen_s: float) -> None:
         """Corrects the estimate of one stage at one bucket by how long it took once."""
-        row = self.estimated[bucket]
-        estimate_s = row[stage]
+        estimate_s = self._followed[bucket][stage]
         if self._corrected:
             self._turn += 1
             if self._turn % RELAX_EVERY == 0:
@@ -97,22 +101,25 @@ class StageLatencies:
         elif seen_s < estimate_s / MOST:
             seen_s = estimate_s / MOST
         moved_s = estimate_s + WEIGHT * (seen_s - estimate_s)
-        self._set(bucket, stage, moved_s)
+        self._follow(bucket, stage, moved_s)
 
     def _relax(self, bucket: int, stage: int, estimate_s: float) -> None:
         """Moves the next other bucket towards the ratio of one that runs."""
         turn = self._turn // RELAX_EVERY % len(self.profiled)
         if turn != bucket and self.profiled[bucket][stage] > 0.0:
             likely_s = self.profiled[turn][stage] * (estimate_s / self.profiled[bucket][stage])
-            other_s = self.estimated[turn][stage]
+            other_s = self._followed[turn][stage]
             if abs(likely_s - other_s) > NEGLIGIBLE_S:
-                self._set(turn, stage, other_s + RELAX * (likely_s - other_s))
+                self._follow(turn, stage, other_s + RELAX * (likely_s - other_s))
 
-    def _set(self, bucket: int, stage: int, estimate_s: float) -> None:
-        row = self.estimated[bucket]
-        self.estimated[bucket] = (*row[:stage], estimate_s, *row[stage + 1 :])
-        self._sums[bucket] = None
+    def _follow(self, bucket: int, stage: int, estimate_s: float) -> None:
+        followed = self._followed[bucket]
+        followed[stage] = estimate_s
         self._corrected = len(self.profiled) > 1
+        off_s, known_s = estimate_s - self.estimated[bucket][stage], PUBLISHED * estimate_s
+        if off_s > known_s or off_s < -known_s:
+            self.estimated[bucket] = tuple(followed)
+            self._sums[bucket] = None
 
     def note_late(self, arrival_s: float, now_s: float) -> None:
         """Corrects the margin, as one who was admitted was late."""
