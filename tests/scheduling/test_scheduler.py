@@ -195,7 +195,7 @@ def test_estimates_follow_what_is_observed_and_come_back() -> None:
     submit(made, 100, 1000.0)
     late = submit(made, 101, 1000.0, slo_s=3.9)
     assert isinstance(late, Rejected)
-    assert late.predicted_finish_s == pytest.approx(1004.0, rel=1e-5)  # the first by its profile, as it found it idle
+    assert late.predicted_finish_s == pytest.approx(1004.0, abs=0.03)  # the first by its profile, as it found it idle
     made.stage_done(0, 0, 100, now_s=1001.0)
     for number in range(200, 240):
         run_one(made, number, 10.0 * number, 1.0)
