@@ -553,7 +553,9 @@ class Engine:
             self._pending[ticket] = pending
             self._settle(ticket, _refused(request, decision))
             if decision.reason is RefuseReason.COLD:
-                self._preload(model.name, now_s)
+                for group, batch_id in self._scheduler.preload(model.name, now_s=now_s):
+                    self._begin(group, 0, batch_id, now_s)
+                    self._arm()
             return -1
         pending.group = decision.group
         pending.predicted_finish_s = decision.predicted_finish_s
@@ -567,15 +569,6 @@ class Engine:
         if min(request.deadline_s, self._cluster.next_end_s, self._scheduler.next_release_s) < self._timer_s:
             self._arm()
         return ticket
-
-    def _preload(self, model: str, now_s: float) -> None:
-        """Has a spare brought that was asked for in vain."""
-        brought = self._scheduler.preload(model, now_s=now_s)
-        if brought is not None:
-            group, batch_id = brought
-            if batch_id is not None:
-                self._begin(group, 0, batch_id, now_s)
-            self._arm()
 
     # ---------------------------------------------------------------------------------------- what a cluster reports
 

@@ -120,9 +120,8 @@ async def _serve(
     signals = StopSignals()
     began_s = time.monotonic()
     tell = Telling("loading")
-    engine = Engine(
-        models, placement=placement, progress=tell, **scheduling
-    )  # finds mistakes before anything is said to be loading
+    # finds mistakes before anything is said to be loading
+    engine = Engine(models, placement=placement, progress=tell, **scheduling)
     async with contextlib.AsyncExitStack() as stack:
         with tell:
             await stack.enter_async_context(engine)

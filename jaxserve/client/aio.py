@@ -150,8 +150,7 @@ class AsyncClient:
         self._check_open()
         if deadline_s is not None:
             deadline_s = check_deadline(deadline_s)
-        check_priority(priority)
-        check_tenant(tenant)
+        priority, tenant = check_priority(priority), check_tenant(tenant)
         started_s = time.monotonic()  # not the loop's time, which uvloop cuts to milliseconds
         give_up_s = math.inf if deadline_s is None else started_s + deadline_s
         values = await self._values(model, inputs, give_up_s)

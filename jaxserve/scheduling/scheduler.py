@@ -281,18 +281,19 @@ class Scheduler:
         moves, seat_s = group.moves(request, latencies, join, finish_s=place_s, overhead_s=overhead_s)
         return join, moves, late and not in_time((request,), seat_s + overhead_s)
 
-    def preload(self, model: str, *, now_s: float) -> tuple[int, int | None] | None:
+    def preload(self, model: str, *, now_s: float) -> list[tuple[int, int]]:
         """Brings a spare to the devices of a group, where that is worth it (residency.py).
 
-        Returns the group and the id of the batch that its stage 0 is to begin now, if any; None where it is not.
+        Returns (group, batch id) of what stage 0 is to begin now, if anything.
         """
         replicas = self._open.get(model, [])
         if not replicas or not all(replica.is_cold for replica in replicas):
-            return None
+            return []
         replica = min(replicas, key=lambda replica: replica.clocks(now_s)[-1])
         if not replica.state.residency.is_worth_it(model, now_s):
-            return None
-        return replica.group, self._bring(replica, model, now_s)
+            return []
+        begun = self._bring(replica, model, now_s)
+        return [] if begun is None else [(replica.group, begun)]
 
     def _append(self, replica: Replica, batch: Batch, now_s: float, begins: list[tuple[int, int]]) -> None:
         """Appends a batch whose clocks are not known yet, and ahead of it what brings its model, if it is not there."""

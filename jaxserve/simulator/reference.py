@@ -67,7 +67,8 @@ class Reference:
         if not isinstance(decision, Admitted):
             self.answers[request.id] = Answer(outcome=decision, at_s=request.arrival_s, admitted=None)
             if decision.reason is RefuseReason.COLD:
-                self._preload(request)
+                for group, batch_id in self._scheduler.preload(request.model, now_s=request.arrival_s):
+                    self._begin(group, 0, batch_id, request.arrival_s)
             return
         self._admitted[request.id] = decision
         if decision.begins is not None:
@@ -117,13 +118,6 @@ class Reference:
         self.busy_s[group] = self.busy_s.get(group, 0.0) + takes_s
         self._life_of[batch_id, stage] = self._lives.get(group, 0)
         heapq.heappush(self._ends, (now_s + takes_s, group, batch_id, stage, raises))
-
-    def _preload(self, request: Request) -> None:
-        brought = self._scheduler.preload(request.model, now_s=request.arrival_s)
-        if brought is not None:
-            group, batch_id = brought
-            if batch_id is not None:
-                self._begin(group, 0, batch_id, request.arrival_s)
 
     def _end(self) -> None:
         now_s, group, batch_id, stage, raises = heapq.heappop(self._ends)

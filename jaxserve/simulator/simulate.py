@@ -76,10 +76,8 @@ class SimulationResult:
     def _per_class(self) -> dict[str, object]:
         """What became of the requests of each priority and of each tenant, where there are several."""
         workload = self.workload
-        priority: list[int] = sorted(set(workload.priority.tolist()))
-        tenant: list[int] = sorted(set(workload.tenant.tolist()))
-        priorities = {str(each): workload.priority == each for each in priority}
-        tenants = {workload.tenant_names[each]: workload.tenant == each for each in tenant}
+        priorities = {str(each): workload.priority == each for each in sorted(workload.requests_by_priority())}
+        tenants = {name: workload.tenant == workload.tenant_names.index(name) for name in workload.requests_by_tenant()}
         latency_s = self.finish_s - workload.arrival_s
         found: dict[str, object] = {}
         for key, classes in (("per_priority", priorities), ("per_tenant", tenants)):
@@ -135,7 +133,7 @@ def simulate(
     Raises:
         PlacementError: the placement does not fit the fleet, the cluster or the profiles.
         ConfigError: no such dispatch or engine, a negative overhead, a largest batch of less than 1, a negative number
-            of overtakings, or a share that is not greater than 0.
+            of overtakings, or a share that is not from 0.001 to 1000.
     """
     if dispatch not in DISPATCHES:
         raise ConfigError(f"dispatch is {dispatch!r}, but must be one of {', '.join(DISPATCHES)}")

@@ -268,6 +268,17 @@ async def test_priority_and_tenant_reach_the_engine():
 
 
 @on_every_loop
+async def test_a_priority_may_be_a_number_of_numpy():
+    engine = FakeEngine()
+    async with NativeServer(engine, **QUICK) as server, AsyncClient(server.addresses[0]) as client:
+        call = asyncio.ensure_future(client.infer("held", {"x": X}, priority=np.int64(3)))
+        await engine.until(lambda: engine.held)
+        assert [held.priority for held in engine.held.values()] == [3]
+        call.cancel()
+        await until(lambda: server.in_flight == 0)
+
+
+@on_every_loop
 async def test_a_full_queue_says_whose_it_is():
     engine = FakeEngine()
     async with serving(engine) as (_, client):
