@@ -53,9 +53,16 @@ from jaxserve.errors import (
     not_readable,
     too_late,
 )
-from jaxserve.metrics import GroupMetrics, ModelMetrics
-from jaxserve.model import Model, TensorSpec
-from jaxserve.plans import Placement
+from jaxserve.metrics import (
+    GroupMetrics,
+    GroupObservation,
+    ModelMetrics,
+    ModelObservation,
+    Observation,
+    Timeline,
+)
+from jaxserve.model import Model
+from jaxserve.plans import Group, Placement
 from jaxserve.request import (
     Done,
     Failed,
@@ -75,6 +82,7 @@ OnSettled = Callable[[Outputs | InferenceError], None]
 _Prepared = tuple[Mapping[str, Any], Mapping[str, int], int]
 """Inputs of the module, sizes of the variable dimensions, index of the bucket."""
 _POOL_THREADS = 4
+_HOST = Group(intra_op=1, inter_op=1, devices=(), models=())
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -82,12 +90,16 @@ class _Pending:
     """A request that is not settled."""
 
     model: Model
+    metrics: ModelMetrics
     on_settled: OnSettled
     arrival_s: float
     slo_s: float
     priority: int
     tenant: str
+    timeline: Timeline | None
+    decided_s: float = math.nan
     job: Job | None = None
+    work: Work | None = None
     group: int = -1
     predicted_finish_s: float = 0.0
     preparation: "asyncio.Future[_Prepared] | None" = None
@@ -201,6 +213,10 @@ class Engine:
             self._grid(model)
         self._models: dict[str, Model] = {}
         self._metrics: dict[str, ModelMetrics] = {}
+        self._volumes: dict[str, Sequence[int]] = {}
+        self._descriptions: dict[str, dict[str, Any]] = {}
+        self._weights: dict[tuple[int, str], Sequence[float]] = {}
+        self._probes = ModelMetrics()  # what is only asked to see whether it is answered is counted apart
         self._groups_of: dict[str, list[int]] = {}
         self._spares: dict[str, Model] = {}
         self._latency_s: dict[str, float] = {}
@@ -292,6 +308,7 @@ class Engine:
                 for group in self._groups_for(model):
                     loaded = await self._load_on(group, model)
                     placed.append(group)
+                    self._weights[group, model.name] = loaded.weight_bytes
                     self._scheduler.place(
                         group,
                         model.name,
@@ -308,11 +325,14 @@ class Engine:
             self._groups_of[model.name] = placed
             self._latency_s[model.name] = fastest_s
             self._metrics[model.name] = ModelMetrics()
+            self._volumes[model.name] = [math.prod(bucket.sizes.values()) for bucket in model.buckets]
+            on_devices = [group for group in placed if group != self._host_group]
+            self._descriptions[model.name] = model.describe() | {"latency_s": fastest_s, "groups": on_devices}
             self._models[model.name] = model
 
     async def _load_on(self, group: int, model: Model) -> Loaded:
         if model.on_host:
-            return Loaded(latency_s=host_latencies(model))
+            return Loaded(latency_s=host_latencies(model), weight_bytes=(0.0,))
         spare = model.name in self._placement.groups[group].spares
         if spare:
             self._spares[model.name] = model
@@ -338,12 +358,13 @@ class Engine:
             await self._until(lambda: all(pending.model is not model for pending in self._pending.values()))
             for group in self._groups_of.pop(name):
                 await self._withdraw(group, model)
-            del self._metrics[name], self._latency_s[name]
+            del self._metrics[name], self._volumes[name], self._latency_s[name], self._descriptions[name]
             self._spares.pop(name, None)
 
     async def _withdraw(self, group: int, model: Model) -> None:
         self._scheduler.withdraw(group, model.name)
         await self._until(lambda: self._ended or not self._scheduler.groups[group].holds(model.name))
+        del self._weights[group, model.name]
         if not model.on_host:
             await self._cluster.unload(group, model.name)
 
@@ -436,12 +457,15 @@ class Engine:
         on_settled: OnSettled,
         priority: int = 0,
         tenant: str = "",
+        timeline: Timeline | None = None,
+        is_probe: bool = False,
     ) -> int:
         """Starts one request; `on_settled` gets its outputs or its error, exactly once, on the loop's thread.
 
         It may get them before this returns, and nothing is raised. Call it on the engine's loop, and leave the arrays
         unchanged until then: they are not copied. Returns a ticket for `cancel`; -1 where the request is settled
-        already.
+        already. A `timeline` is filled in before `on_settled` is called. A probe is counted in no metrics, but moves
+        the model's `last_served_s`.
         """
         now_s = self._clock()
         if not self._accepting:
@@ -453,10 +477,11 @@ class Engine:
         except InferenceError as error:
             on_settled(error)
             return -1
-        metrics = self._metrics[model]
+        metrics = self._probes if is_probe else self._metrics[model]
         try:
             slo_s = _slo_s(deadline_s, served)
-            pending = _Pending(served, on_settled, now_s, slo_s, check_priority(priority), check_tenant(tenant))
+            priority, tenant = check_priority(priority), check_tenant(tenant)
+            pending = _Pending(served, metrics, on_settled, now_s, slo_s, priority, tenant, timeline)
             prepared = None if served.preprocess is not None else _prepare(served, inputs)
         except Exception as error:  # what is no array may raise anything as it is made one
             metrics.invalid += 1
@@ -478,7 +503,7 @@ class Engine:
     def _prepare_in_pool(self, ticket: int, pending: _Pending, inputs: Mapping[str, Any]) -> int:
         """Checks and preprocesses in the pool, then decides."""
         assert self._loop is not None
-        model, metrics = pending.model, self._metrics[pending.model.name]
+        model, metrics = pending.model, pending.metrics
 
         def prepare() -> _Prepared:
             began_s = time.perf_counter()
@@ -503,16 +528,16 @@ class Engine:
                 metrics.requests -= 1
                 self._settle(ticket, error)
             else:
-                metrics.failed += 1
+                metrics.fail(self._clock())
                 self._settle(ticket, model_failed(model.name, error))
 
         self._pending[ticket] = pending
         if self._latency_s[model.name] > pending.slo_s:  # refused without the pool: no group is that quick
-            metrics.refused += 1
+            metrics.refuse(RefuseReason.LATE, pending.arrival_s)
             self._settle(ticket, too_late(self._latency_s[model.name], pending.slo_s, math.inf))
             return -1
         if self._preparing >= self._max_queue:
-            metrics.refused += 1
+            metrics.refuse(RefuseReason.FULL, pending.arrival_s)
             retry_after_s = self._preparing * self._prepare_s / _POOL_THREADS
             self._settle(
                 ticket, QueueFull("too many requests wait for pre-processing; send less", retry_after_s=retry_after_s)
@@ -548,8 +573,9 @@ class Engine:
             tenant=pending.tenant,
         )
         decision = self._scheduler.submit(request, now_s=now_s, expires=not model.on_host)
+        pending.decided_s = now_s
         if isinstance(decision, Rejected):
-            self._metrics[model.name].refused += 1
+            pending.metrics.refuse(decision.reason, now_s)
             self._pending[ticket] = pending
             self._settle(ticket, _refused(request, decision))
             if decision.reason is RefuseReason.COLD:
@@ -574,12 +600,19 @@ class Engine:
 
     def stage_ended(self, group: int, stage: int, work: Work, now_s: float) -> None:
         """See `Listener`."""
-        self._group_metrics[group].end(stage, now_s)
+        work.stages.append(self._group_metrics[group].end(stage, now_s))
         step = self._scheduler.stage_done(group, stage, work.batch_id, now_s=now_s, failed=work.error is not None)
         for next_stage, batch_id in step.begins:
             self._begin(group, next_stage, batch_id, now_s)
         if work.leaving is not None and work.error is not None:
             _log.warning("model %s could not be brought to group %d: %s", work.model.name, group, work.error)
+        if stage + 1 == self._cluster.stages[group] and work.leaving is None and work.error is None and work.is_counted:
+            metrics = self._metrics[work.model.name]
+            metrics.end(
+                rows=sum(job.request.rows for job in work.jobs),
+                requests=len(work.jobs),
+                compute_s=now_s - work.stages[0][0],
+            )
         for outcome in step.outcomes:
             self._finish(work.model, outcome, work.error, now_s)
         self._idle.set()
@@ -590,15 +623,15 @@ class Engine:
             pending = self._pending.get(failed.id)
             if pending is None:
                 continue  # the answer of another one has had it cancelled
-            self._metrics[pending.model.name].failed += 1
+            pending.metrics.fail(now_s)
             self._settle(failed.id, GroupFailed(f"group {group} was lost: {reason}", group=group))
         self._group_metrics[group].clear(now_s)
         self._idle.set()  # an unload may wait for what was abandoned there
 
     def _begin(self, group: int, stage: int, batch_id: int, now_s: float) -> None:
-        self._group_metrics[group].begin(stage, now_s)
-        self._arm_watchdog()
         batch = self._scheduler.groups[group].batch(batch_id)
+        self._group_metrics[group].begin(stage, batch.model, now_s)
+        self._arm_watchdog()
         work = batch.carries
         if work is None and batch.leaving is not None:
             work = batch.carries = Work(batch_id, self._spares[batch.model], 0, (), batch.leaving)
@@ -606,7 +639,18 @@ class Engine:
             pending = [self._pending[member.id] for member in batch.members]
             jobs = [each.job for each in pending if each.job is not None]
             work = batch.carries = Work(batch_id, pending[0].model, batch.bucket, jobs)
-            self._metrics[work.model.name].batches += 1
+            for each in pending:
+                if each.work is None:  # not where its batch failed and is run again in parts
+                    each.metrics.preparation.observe(each.decided_s - each.arrival_s)
+                    each.metrics.queue.observe(now_s - each.decided_s)
+                each.work = work
+            work.is_counted = any(each.metrics is not self._probes for each in pending)
+            if work.is_counted:
+                self._metrics[batch.model].begin(
+                    rows=batch.rows,
+                    volume=self._volumes[batch.model][batch.bucket],
+                    used=sum(math.prod(job.sizes.values()) for job in jobs),
+                )
         self._cluster.begin(group, stage, work, now_s)
 
     def _serve_on_host(self, model: Model, job: Job, began_s: float) -> None:
@@ -615,28 +659,36 @@ class Engine:
         now_s = self._clock()
         step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=error is not None)
         (outcome,) = step.outcomes
-        metrics = self._group_metrics[self._host_group]
-        metrics.requests += 1
-        metrics.busy_s += now_s - began_s
+        group = self._group_metrics[self._host_group]
+        group.begin(0, model.name, began_s)
+        job_times = group.end(0, now_s)
+        pending = self._pending[job.request.id]
+        if pending.timeline is not None:
+            pending.timeline.stages.append(job_times)
+            pending.timeline.rows = job.request.rows
+        metrics, rows = pending.metrics, job.request.rows
+        metrics.begin(rows=rows, volume=rows, used=rows)
+        metrics.end(rows=rows, requests=1, compute_s=now_s - began_s)
+        metrics.preparation.observe(0.0)
+        metrics.queue.observe(0.0)
         self._finish(model, outcome, error, now_s)
 
     def _finish(self, model: Model, outcome: Done | Failed, error: Exception | None, now_s: float) -> None:
         ticket = outcome.id
         if ticket not in self._pending:
             return  # the answer of another one has had it cancelled
-        metrics = self._metrics[model.name]
+        pending = self._pending[ticket]
         if isinstance(outcome, Failed):
-            metrics.failed += 1
+            pending.metrics.fail(now_s)
             assert error is not None
             self._settle(ticket, model_failed(model.name, error))
             return
-        pending = self._pending[ticket]
         assert pending.job is not None
         assert pending.job.outputs is not None
         if model.postprocess is not None:
             self._postprocess(ticket, model, pending.job)
             return
-        self._count(metrics, pending, now_s)
+        self._count(pending, now_s)
         self._settle(ticket, pending.job.outputs)
 
     def _postprocess(self, ticket: int, model: Model, job: Job) -> None:
@@ -649,12 +701,11 @@ class Engine:
             error = work.exception()
             if pending is None:
                 return
-            metrics = self._metrics[model.name]
             if error is None:
-                self._count(metrics, pending, self._clock())
+                self._count(pending, self._clock())
                 self._settle(ticket, work.result())
             else:
-                metrics.failed += 1
+                pending.metrics.fail(self._clock())
                 self._settle(ticket, model_failed(model.name, error))
 
         pending = self._pending[ticket]
@@ -720,16 +771,16 @@ class Engine:
         pending = self._pending[ticket]
         self._scheduler.cancel(ticket, reason=reason)
         if reason is FailReason.CANCELLED:
-            self._metrics[pending.model.name].cancelled += 1
+            pending.metrics.cancelled += 1
             error: InferenceError = RequestCancelled("the request was cancelled by its caller")
         else:
-            self._metrics[pending.model.name].failed += 1
+            pending.metrics.fail(self._clock())
             error = EngineStopped("the engine stopped before the request was answered")
         self._settle(ticket, error)
 
     def _settle_expired(self, ticket: int, message: str | None = None) -> None:
         pending = self._pending[ticket]
-        self._metrics[pending.model.name].expired += 1
+        pending.metrics.expire(self._clock())
         message = message or f"not answered within its deadline of {pending.slo_s:g} s, though it was admitted"
         self._settle(ticket, DeadlineExceeded(message, deadline_s=pending.slo_s))
 
@@ -742,6 +793,8 @@ class Engine:
                 pending.job.abandoned = True
             if pending.preparation is not None:
                 pending.preparation.cancel()  # where its turn in the pool has not come, it is not done
+        if pending.timeline is not None:
+            self._fill(pending.timeline, pending)
         self._idle.set()
         try:
             pending.on_settled(result)
@@ -753,12 +806,30 @@ class Engine:
         name, now_s = pending.model.name, self._clock()
         self._scheduler.note_late(pending.group, name, arrival_s=pending.arrival_s, now_s=now_s)
 
-    def _count(self, metrics: ModelMetrics, pending: _Pending, now_s: float) -> None:
-        latency_s = now_s - pending.arrival_s
-        metrics.answered(latency_s, now_s - pending.predicted_finish_s)
-        if latency_s > pending.slo_s:
-            metrics.late += 1
+    def _count(self, pending: _Pending, now_s: float) -> None:
+        assert pending.job is not None
+        in_time = pending.metrics.answer(
+            arrival_s=pending.arrival_s,
+            slo_s=pending.slo_s,
+            predicted_finish_s=pending.predicted_finish_s,
+            computed_s=now_s if pending.work is None else pending.work.stages[-1][1],
+            rows=pending.job.request.rows,
+            now_s=now_s,
+        )
+        if pending.metrics is self._probes and pending.model.name in self._metrics:
+            self._metrics[pending.model.name].last_served_s = now_s
+        if not in_time:
             self._note_late(pending)
+
+    def _fill(self, timeline: Timeline, pending: _Pending) -> None:
+        timeline.arrival_s = pending.arrival_s
+        timeline.decided_s = pending.decided_s
+        timeline.group = pending.group
+        timeline.predicted_finish_s = pending.predicted_finish_s
+        timeline.settled_s = self._clock()
+        if pending.work is not None:
+            timeline.stages = list(pending.work.stages)
+            timeline.rows = sum(job.request.rows for job in pending.work.jobs)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Waits until something holds; looked at whenever a stage ends or a request is settled."""
@@ -773,57 +844,72 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------------- status
 
-    def status(self) -> dict[str, Any]:
-        """Counters of models and groups, as plain values.
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The models that are served, by name."""
+        return self._models
 
-        A model's `drift` is how much longer its stages take than they were profiled for: the largest ratio, by what was
-        observed of late.
-        """
+    def now_s(self) -> float:
+        """The engine's clock."""
+        return self._clock()
+
+    def status(self) -> dict[str, Any]:
+        """Counters of models and groups, as plain values."""
+        return self.observe().to_json()
+
+    def observe(self) -> Observation:
+        """The state of everything at this moment."""
         now_s = self._clock()
-        up_s = max(now_s - self._opened_s, 1e-9)
         groups = [
-            {
-                "models": [name for name, held in self._groups_of.items() if index in held],
-                "resident_spares": state.residency.resident,
-                "stages": metrics.stages,
-                "healthy": state.healthy and state.stuck is None,
-                "requests": metrics.requests,
-                "queue": state.queue_length,
-                "in_flight": state.in_flight,
-                "utilization": metrics.busy_until(now_s) / (up_s * metrics.stages),
-                "busy_s": metrics.busy_until(now_s),
-            }
-            for index, (state, metrics) in enumerate(zip(self._scheduler.groups, self._group_metrics, strict=True))
+            GroupObservation(
+                metrics=metrics,
+                intra_op=config.intra_op,
+                devices=config.devices,
+                models=[name for name, held in self._groups_of.items() if index in held],
+                resident_spares=state.residency.resident,
+                healthy=state.healthy and state.stuck is None,
+                stuck=state.stuck is not None,
+                queue=state.queue_length,
+                in_flight=state.in_flight,
+                weight_bytes=self._weight_bytes(index, state.stages),
+            )
+            for index, (state, metrics, config) in enumerate(
+                zip(self._scheduler.groups, self._group_metrics, (*self._placement.groups, _HOST), strict=True)
+            )
         ]
-        return {
-            "accepting": self._accepting,
-            "uptime_s": up_s,
-            "in_flight": len(self._pending),
-            "models": {
-                name: metrics.to_json() | {"drift": self._scheduler.drift(name)}
+        return Observation(
+            now_s=now_s,
+            uptime_s=max(now_s - self._opened_s, 1e-9),
+            accepting=self._accepting,
+            in_flight=len(self._pending),
+            models={
+                name: ModelObservation(
+                    metrics=metrics,
+                    drift=self._scheduler.drift(name),
+                    groups=[group for group in self._groups_of[name] if group != self._host_group],
+                )
                 for name, metrics in self._metrics.items()
             },
-            "groups": groups[: self._host_group],
-            "host": groups[self._host_group],
-        }
+            groups=groups[: self._host_group],
+            host=groups[self._host_group],
+            memory=self._cluster.memory(),
+        )
+
+    def _weight_bytes(self, group: int, stages: int) -> list[float]:
+        """What all models take on each device of each stage; of spares, what those take that are there."""
+        total = [0.0] * stages
+        residency = self._scheduler.groups[group].residency
+        for (index, name), weight_bytes in self._weights.items():
+            if index == group and (not residency.has(name) or name in residency.resident):
+                total = [one + other for one, other in zip(total, weight_bytes, strict=True)]
+        return total
 
     def describe(self) -> list[dict[str, Any]]:
         """What each model takes and returns, as plain values.
 
         `latency_s` is what the smallest bucket takes on an idle group, on the fastest of the model's groups.
         """
-        return [
-            {
-                "name": model.name,
-                "inputs": {name: _plain(spec) for name, spec in model.accepts.items()},
-                "outputs": {name: _plain(spec) for name, spec in model.returns.items()},
-                "batch_sizes": sorted({bucket.batch_size for bucket in model.buckets}),
-                "deadline_s": model.deadline_s,
-                "latency_s": self._latency_s[model.name],
-                "groups": [group for group in self._groups_of[model.name] if group != self._host_group],
-            }
-            for model in self._models.values()
-        ]
+        return [self._descriptions[name] for name in self._models]
 
 
 def _never_back(clock: Callable[[], float]) -> Callable[[], float]:
@@ -836,10 +922,6 @@ def _never_back(clock: Callable[[], float]) -> Callable[[], float]:
         return latest_s
 
     return now
-
-
-def _plain(spec: TensorSpec) -> dict[str, Any]:
-    return {"shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def _slo_s(deadline_s: float | None, model: Model) -> float:
@@ -875,6 +957,6 @@ def _refused(request: Request, rejected: Rejected) -> DeadlineRefused | QueueFul
             retry_after_s=rejected.retry_after_s,
             tenant=request.tenant,
         )
-    if rejected.predicted_finish_s == math.inf:
+    if rejected.reason is RefuseReason.DOWN:
         return GroupFailed(f"no healthy group holds model {request.model!r} at present; try again later")
     return too_late(rejected.predicted_finish_s - request.arrival_s, request.slo_s, rejected.retry_after_s)

@@ -15,7 +15,13 @@
     │   ├── RequestCancelled
     │   ├── GroupFailed       the mesh group could not run it
     │   │   └── ModelFailed   the model raised on this request; the group goes on
-    │   └── EngineStopped
+    │   ├── EngineStopped
+    │   ├── Unauthenticated   the server wants a token, and got none or one that it does not know
+    │   ├── PermissionDenied  the token does not allow it
+    │   └── TooManyInFlight   refused on arrival: its client has as many unanswered as it may have
+    ├── ServiceError          the answer of a server to another call than inference
+    │   ├── Unsupported       a call of a protocol that is not done here
+    │   └── AdministrationOff
     └── TransportError        between a client and a server
         ├── ConnectionLost    the connection ended before the answer came
         ├── ProtocolError     bytes that are not the native protocol
@@ -158,6 +164,46 @@ class EngineStopped(InferenceError):
     code = "engine_stopped"
 
 
+class Unauthenticated(InferenceError):
+    """The server wants a token, and got none or one that it does not know."""
+
+    code = "unauthenticated"
+
+
+class PermissionDenied(InferenceError):
+    """The token does not allow it."""
+
+    code = "permission_denied"
+
+
+class TooManyInFlight(InferenceError):
+    """Refused on arrival: its client has as many requests unanswered as it may have."""
+
+    code = "too_many_in_flight"
+
+
+class ServiceError(JaxserveError):
+    """The answer of a server to another call than inference.
+
+    Attributes:
+        code: the name of this error on the wire.
+    """
+
+    code: ClassVar[str] = "service_error"
+
+
+class Unsupported(ServiceError):
+    """A call of a protocol that is not done here."""
+
+    code = "unsupported"
+
+
+class AdministrationOff(ServiceError):
+    """Models are not loaded and unloaded through this door."""
+
+    code = "administration_off"
+
+
 class TransportError(JaxserveError, ConnectionError):
     """Something between a client and a server."""
 
@@ -194,6 +240,9 @@ _BY_CODE: dict[str, type[InferenceError]] = {
         GroupFailed,
         ModelFailed,
         EngineStopped,
+        Unauthenticated,
+        PermissionDenied,
+        TooManyInFlight,
     )
 }
 

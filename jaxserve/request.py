@@ -72,6 +72,7 @@ class RefuseReason(enum.Enum):
     COLD = "cold"
     FULL = "full"
     SHARE = "share"
+    DOWN = "down"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class Rejected:
         retry_after_s: seconds after which another one like it may be taken in, where nothing else arrives meanwhile;
             infinite where it would not be in time even on an idle group.
         reason: its finish would be late, or only because its model has to be brought to the devices first; the queue is
-            full; or its tenant has its share of the queue.
+            full; its tenant has its share of the queue; or no group that holds the model is well.
     """
 
     id: int

@@ -541,7 +541,7 @@ def _fate(outcome: Outcome, call: Call) -> Fate:
 
 def _refusal(rejected: Rejected, call: Call) -> tuple[str, dict[str, Any]]:
     retry = {} if rejected.retry_after_s == math.inf else {"retry_after_s": rejected.retry_after_s}
-    if rejected.reason is not RefuseReason.LATE:
+    if rejected.reason in (RefuseReason.FULL, RefuseReason.SHARE):
         return QueueFull.code, retry | ({"tenant": call.tenant} if rejected.reason is RefuseReason.SHARE else {})
     if rejected.predicted_finish_s == math.inf:  # no healthy group holds the model
         return GroupFailed.code, {}

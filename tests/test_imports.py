@@ -55,6 +55,12 @@ ONLY_IN = {
     "uvloop": {"protocols", "server", "client", "cli"},
     "msgpack": {"protocols"},
     "numba": {"simulator"},
+    "aiohttp": {"server"},
+    "grpc": {"server"},
+    "prometheus_client": {"server"},
+    "opentelemetry": {"server"},
+    "google": {"protocols", "server"},
+    "pythonjsonlogger": {"cli"},
     "llvmlite": {"simulator"},
     "jax": {"model", "parallel", "runtime", "models", "cluster", "engine", "cli"},
 }
@@ -65,7 +71,7 @@ IMPURE_MODULES = {"asyncio", "socket", "subprocess", "threading", "concurrent", 
 THREADED = {"jaxserve.placement.search"}  # one chain of the search on each core; they share nothing
 
 # A plain `pip install jaxserve` does not need these: a function may import them (`MissingExtra` where one is absent).
-OPTIONAL = {"safetensors", "tokenizers", "orbax", "matplotlib"}
+OPTIONAL = {"safetensors", "tokenizers", "orbax", "matplotlib", "opentelemetry"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

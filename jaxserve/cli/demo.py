@@ -6,7 +6,7 @@ import dataclasses
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,7 +14,8 @@ import numpy as np
 from rich.live import Live
 
 from jaxserve.cli.devices import use_cpu_devices
-from jaxserve.cli.serve import check_address, loaded_in, until_stopped, warn_of_reserved
+from jaxserve.cli.listening import check_address, free_or
+from jaxserve.cli.serve import loaded_in, until_stopped
 from jaxserve.cli.show import Telling, print_json, print_table, say, status_tables, stderr
 from jaxserve.cli.signals import StopSignals
 from jaxserve.client import AsyncClient
@@ -26,10 +27,11 @@ from jaxserve.models import gpt, minilm, moe, vit
 from jaxserve.plans import Group, Placement
 from jaxserve.protocols.loop import loop_factory
 from jaxserve.runtime import enable_compilation_cache
-from jaxserve.server import NativeServer
+from jaxserve.server import Doors, Front
 from jaxserve.workload import Workload, gamma, merge
 
-DEFAULT_PORT = 8500
+HOST = "127.0.0.1"
+DEFAULT_PORT, DEFAULT_HTTP_PORT, DEFAULT_GRPC_PORT = 8500, 8501, 8502
 DEVICES = 4
 CV = 4.0
 LOAD = 0.25
@@ -82,8 +84,8 @@ class Traffic:
 @click.command("demo")
 @click.option("--keep", is_flag=True, help="Stay and serve after the traffic, until SIGTERM or Ctrl-C.")
 @click.option("--port", type=int, help=f"Port of the native protocol: {DEFAULT_PORT}, or a free one if that is taken.")
-@click.option("--http-port", type=int, metavar="N", help="Reserved: HTTP is not served yet.")
-@click.option("--grpc-port", type=int, metavar="N", help="Reserved: gRPC is not served yet.")
+@click.option("--http-port", type=int, help=f"Port of HTTP: {DEFAULT_HTTP_PORT}, or a free one if that is taken.")
+@click.option("--grpc-port", type=int, help=f"Port of gRPC: {DEFAULT_GRPC_PORT}, or a free one if that is taken.")
 @click.option("--seconds", default=20.0, show_default=True, help="How long the traffic lasts.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the traffic.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
@@ -102,13 +104,13 @@ def command(
     """
     if not 0 < seconds < 3600:
         raise ConfigError(f"--seconds is {seconds}, but must be between 0 and 3600")
-    warn_of_reserved(http_port, grpc_port)
-    if port is not None:
-        check_address("127.0.0.1", port)
+    for flag, asked in (("--port", port), ("--http-port", http_port), ("--grpc-port", grpc_port)):
+        if asked is not None:
+            check_address(HOST, asked, flag=flag)
     use_cpu_devices(DEVICES)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
-            report = runner.run(_demo(port, keep=keep, seconds=seconds, seed=seed))
+            report = runner.run(_demo((port, http_port, grpc_port), keep=keep, seconds=seconds, seed=seed))
         except asyncio.CancelledError:
             say("stopped before there was a report")
             raise click.exceptions.Exit(1) from None
@@ -119,7 +121,7 @@ def command(
         click.echo(textwrap.fill(report["closest"], 79, break_long_words=False))
 
 
-async def _demo(port: int | None, *, keep: bool, seconds: float, seed: int) -> dict[str, Any]:
+async def _demo(ports: Sequence[int | None], *, keep: bool, seconds: float, seed: int) -> dict[str, Any]:
     signals = StopSignals()
     cache = enable_compilation_cache(cache_directory() / "programs")
     began_s = time.monotonic()
@@ -129,10 +131,10 @@ async def _demo(port: int | None, *, keep: bool, seconds: float, seed: int) -> d
             engine = Engine(models, placement=_placement(), overhead_s=OVERHEAD_S, progress=tell)
             await stack.enter_async_context(engine)
         load_s = time.monotonic() - began_s
-        server = await listen(stack, engine, port)
-        address = server.addresses[0]
+        front = await stack.enter_async_context(Front(engine, _doors(ports), known=models))
+        address = front.addresses[0]
         say(loaded_in(load_s, cache))
-        say(f"serving {', '.join(MAKE_INPUTS)} on {address}")
+        say(f"serving {', '.join(MAKE_INPUTS)} on {' and '.join(front.addresses)}")
         async with AsyncClient(address) as client:
             closest = await _closest(client)
             workload = _workload(await client.models(), seconds=seconds, rng=np.random.default_rng(seed))
@@ -152,8 +154,8 @@ async def _demo(port: int | None, *, keep: bool, seconds: float, seed: int) -> d
             "status": engine.status(),
         }
         if keep:
-            say(f"traffic over; still serving on {address}: Ctrl-C ends it")
-            await until_stopped(server, signals, grace_s=5.0)
+            say(f"traffic over; still serving on {' and '.join(front.addresses)}: Ctrl-C ends it")
+            await until_stopped(front, signals, grace_s=5.0, tell=say)
     signals.close()
     return report
 
@@ -177,21 +179,14 @@ def _placement() -> Placement:
     return Placement(groups=tuple(Group(inter_op=2, devices=(2 * i, 2 * i + 1), models=names) for i in range(2)))
 
 
-async def listen(stack: contextlib.AsyncExitStack, engine: Engine, port: int | None) -> NativeServer:
-    """A server that listens. While the models were loaded, another demo may have taken the default port.
-
-    Args:
-        stack: ends the server.
-        engine: what it serves.
-        port: the one asked for; None for the default, or a free one where something listens there.
-    """
-    if port is None:
-        try:
-            return await stack.enter_async_context(NativeServer(engine, port=DEFAULT_PORT))
-        except ConfigError:
-            say(f"port {DEFAULT_PORT} is taken; using a free one")
-            port = 0
-    return await stack.enter_async_context(NativeServer(engine, port=port))
+def _doors(ports: Sequence[int | None]) -> Doors:
+    """Where to listen. While the models were loaded, another demo may have taken the default ports."""
+    defaults = (DEFAULT_PORT, DEFAULT_HTTP_PORT, DEFAULT_GRPC_PORT)
+    free = [free_or(port, default, HOST) for port, default in zip(ports, defaults, strict=True)]
+    for asked, default, chosen in zip(ports, defaults, free, strict=True):
+        if asked is None and chosen != default:
+            say(f"port {default} is taken; using a free one")
+    return Doors(host=HOST, port=free[0], http_port=free[1], grpc_port=free[2])
 
 
 def _workload(models: list[dict[str, Any]], *, seconds: float, rng: np.random.Generator) -> Workload:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "serve": "Serve models over the network.",
     "simulate": "Say what would become of a workload under a placement.",
     "status": "Show what a running server does.",
+    "token": "Make a token for a client.",
     "workload": "Make, convert and show workload files.",
 }
 _SLOW_TO_IMPORT = {"demo", "explain", "profile", "serve"}

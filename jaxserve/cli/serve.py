@@ -2,135 +2,180 @@
 
 import asyncio
 import contextlib
-import errno
-import socket
+import dataclasses
+import logging
+import signal
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Generator
 
 import click
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.factory import load_models
-from jaxserve.cli.policies import engine_options, parse_shares
-from jaxserve.cli.show import Telling, say
+from jaxserve.cli.listening import check_address, raise_file_limit
+from jaxserve.cli.logs import announcer, set_up_logging
+from jaxserve.cli.notify import Notifier
+from jaxserve.cli.options import serve_options
+from jaxserve.cli.settings import ServeSettings
+from jaxserve.cli.show import Telling
 from jaxserve.cli.signals import StopSignals
 from jaxserve.config import cache_directory
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
 from jaxserve.model import Model
-from jaxserve.plans import Placement
+from jaxserve.plans import Outlook, Placement
 from jaxserve.protocols.loop import loop_factory
 from jaxserve.runtime import CompilationCache, enable_compilation_cache
-from jaxserve.server import NativeServer, check_unix_path
+from jaxserve.server import Access, Doors, Front, OpenTelemetry, Tls, TlsFiles, check_binding, check_unix_path
+
+_log = logging.getLogger("jaxserve.serve")
 
 
 @click.command("serve")
-@click.argument("models", metavar="MODULE:ATTRIBUTE")
-@click.option(
-    "--placement", type=Path, metavar="FILE", help="A jaxserve-placement/1 file; by default every device alone."
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8500, show_default=True, help="Port of the native protocol; 0 for any that is free.")
-@click.option("--http-port", type=int, metavar="N", help="Reserved: HTTP is not served yet.")
-@click.option("--grpc-port", type=int, metavar="N", help="Reserved: gRPC is not served yet.")
-@click.option("--unix", type=Path, metavar="PATH", help="A Unix socket to listen on as well.")
-@click.option("--grace-s", default=30.0, show_default=True, help="Seconds that requests in flight have on SIGTERM.")
-@engine_options
-@click.option("--cpu-devices", type=int, metavar="N", help="Serve on N fake CPU devices.")
-def command(
-    models: str,
-    placement: Path | None,
-    host: str,
-    port: int,
-    http_port: int | None,
-    grpc_port: int | None,
-    unix: Path | None,
-    grace_s: float,
-    cpu_devices: int | None,
-    shares: str | None,
-    **scheduling: Any,
-) -> None:
+@serve_options
+def command(settings: ServeSettings, *, check: bool) -> None:
     """Serve the models at MODULE:ATTRIBUTE: a jaxserve.Model, a list of them, or a function that returns either.
 
-    SIGTERM (or Ctrl-C) drains: no new requests, those in flight are finished. A second one stops at once.
+    SIGTERM (or Ctrl-C) drains: no new requests, those in flight are finished. A second one stops at once. SIGHUP reads
+    tokens and certificates again.
     """
-    if not grace_s >= 0:
-        raise ConfigError(f"--grace-s is {grace_s}, but must not be negative")
-    warn_of_reserved(http_port, grpc_port)
-    check_address(host, port)
-    if unix is not None:
-        check_unix_path(unix)
-    placed = None if placement is None else Placement.load(placement)
-    scheduling["shares"] = None if shares is None else parse_shares(shares)
-    use_cpu_devices(cpu_devices)
-    loaded = load_models(models)
-    cache = enable_compilation_cache(cache_directory() / "programs")
+    set_up_logging(settings.log_format, settings.log_level)
+    tell = announcer(settings.log_format)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
-            runner.run(_serve(loaded, placed, cache, scheduling, host=host, port=port, unix=unix, grace_s=grace_s))
+            runner.run(_serve(settings, _prepare(settings), check=check))
         except asyncio.CancelledError:
-            say("stopped while loading")
+            tell("stopped while loading")
             raise click.exceptions.Exit(1) from None
 
 
-def check_address(host: str, port: int) -> None:
-    """Finds out before models are loaded that the address cannot be listened on.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """All that is read before anything is loaded, so that what is wrong with it is said at once."""
 
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"cannot listen on {host}:{port}; a port is from 1 to 65535, or 0 for any that is free")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: there is no such host ({error}); choose another --host, such as "
-            f"127.0.0.1, or 0.0.0.0 for every address of this machine"
-        ) from error
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        mend = "another --host" if error.errno == errno.EADDRNOTAVAIL else "another --port, or 0 for any"
-        raise ConfigError(f"cannot listen on {host}:{port} ({error}); choose {mend}") from error
+    models: list[Model]
+    placement: Placement | None
+    outlook: Outlook | None
+    access: Access
+    tls: Tls | None
+    tracing: OpenTelemetry | None
+    cache: CompilationCache
 
 
-def warn_of_reserved(http_port: int | None, grpc_port: int | None) -> None:
-    """Says that ports of protocols to come are not opened."""
-    for protocol, port in (("HTTP", http_port), ("gRPC", grpc_port)):
+def _prepare(settings: ServeSettings) -> _Prepared:
+    outlook = None if settings.plan is None else Outlook.load(settings.plan)
+    placement = None if outlook is None else outlook.placement
+    if settings.placement is not None:
+        placement = Placement.load(settings.placement)
+    access = Access() if settings.tokens is None else Access.from_file(settings.tokens)
+    tls = None
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        files = TlsFiles(certificate=settings.tls_certificate, key=settings.tls_key, client_ca=settings.tls_client_ca)
+        tls = Tls(files)
+    warnings = check_binding(
+        [settings.host],
+        access,
+        tls=tls is not None,
+        mutual_tls=tls is not None and tls.is_mutual,
+        insecure=settings.insecure,
+    )
+    for warning in (*warnings, *(() if tls is None else tls.warnings)):
+        _log.warning("%s", warning)
+    for name in ("port", "http_port", "grpc_port"):
+        port = getattr(settings, name)
         if port is not None:
-            say(f"port {port} is not opened: {protocol} is not served yet")
+            check_address(settings.host, port, flag=f"--{name.replace('_', '-')}")
+    for path in (settings.unix, settings.admin_unix):
+        if path is not None:
+            check_unix_path(path)
+    tracing = None if settings.otlp_endpoint is None else OpenTelemetry(settings.otlp_endpoint)
+    use_cpu_devices(settings.cpu_devices)
+    models = load_models(settings.models)
+    return _Prepared(
+        models=models,
+        placement=placement,
+        outlook=outlook,
+        access=access,
+        tls=tls,
+        tracing=tracing,
+        cache=enable_compilation_cache(cache_directory() / "programs"),
+    )
 
 
-async def _serve(
-    models: list[Model],
-    placement: Placement | None,
-    cache: CompilationCache,
-    scheduling: Mapping[str, Any],
-    *,
-    host: str,
-    port: int,
-    unix: Path | None,
-    grace_s: float,
-) -> None:
+async def _serve(settings: ServeSettings, prepared: _Prepared, *, check: bool) -> None:
+    tell = announcer(settings.log_format)
+    telling = Telling("loading")
+    # finds mistakes before anything is said to be loading
+    engine = Engine(prepared.models, placement=prepared.placement, progress=telling, **settings.engine_options())
+    names = ", ".join(sorted(model.name for model in prepared.models))
+    if check:
+        tell(f"everything is right; it would serve {names}")
+        return
     signals = StopSignals()
     began_s = time.monotonic()
-    tell = Telling("loading")
-    # finds mistakes before anything is said to be loading
-    engine = Engine(models, placement=placement, progress=tell, **scheduling)
+    raise_file_limit()
+    notifier = Notifier.from_environment()
     async with contextlib.AsyncExitStack() as stack:
-        with tell:
+        if prepared.tracing is not None:
+            stack.callback(prepared.tracing.close)
+        if settings.log_format == "text":
+            with telling:
+                await stack.enter_async_context(engine)
+        else:
             await stack.enter_async_context(engine)
-        server = await stack.enter_async_context(NativeServer(engine, host=host, port=port, path=unix))
-        say(loaded_in(time.monotonic() - began_s, cache))
-        say(f"serving {', '.join(sorted(model.name for model in models))}")
-        say(f"on {' and '.join(server.addresses)}")
-        await until_stopped(server, signals, grace_s=grace_s)
+        front = Front(
+            engine,
+            Doors(
+                host=settings.host,
+                port=settings.port,
+                http_port=settings.http_port,
+                grpc_port=settings.grpc_port,
+                unix=settings.unix,
+                admin_unix=settings.admin_unix,
+            ),
+            known=prepared.models,
+            access=prepared.access,
+            tls=prepared.tls,
+            limits=settings.limits(),
+            ready_within_s=settings.ready_within_s,
+            outlook=prepared.outlook,
+            logs_requests=settings.log_requests,
+            **({} if prepared.tracing is None else {"tracing": prepared.tracing}),
+        )
+        await stack.enter_async_context(front)
+        tell(loaded_in(time.monotonic() - began_s, prepared.cache))
+        tell(f"serving {names}")
+        tell(f"on {' and '.join(front.addresses)}")
+        await stack.enter_async_context(notifier.watched())
+        with _reloading(prepared, notifier):
+            notifier.ready(f"serving {names}")
+            await until_stopped(front, signals, grace_s=settings.grace_s, tell=tell, notifier=notifier)
     signals.close()
+
+
+@contextlib.contextmanager
+def _reloading(prepared: _Prepared, notifier: Notifier) -> Generator[None]:
+    """Reads tokens and certificates again on SIGHUP; what is wrong then is logged, and the old ones stay."""
+
+    def reload() -> None:
+        notifier.reloading()
+        for what, one in (("tokens", prepared.access), ("certificates", prepared.tls)):
+            if one is None:
+                continue
+            try:
+                one.reload()
+            except ConfigError as error:
+                _log.error("the %s stay as they were: %s", what, error)
+            else:
+                _log.info("the %s were read again", what)
+        notifier.ready()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def loaded_in(seconds: float, cache: CompilationCache) -> str:
@@ -138,10 +183,14 @@ def loaded_in(seconds: float, cache: CompilationCache) -> str:
     return f"loaded in {seconds:.1f} s: {cache.misses} programs compiled, {cache.hits} found in {cache.directory}"
 
 
-async def until_stopped(server: NativeServer, signals: StopSignals, *, grace_s: float) -> None:
+async def until_stopped(
+    front: Front, signals: StopSignals, *, grace_s: float, tell: Callable[[str], None], notifier: Notifier | None = None
+) -> None:
     """Waits for a signal, then drains."""
-    signals.ready(at_once=lambda: server.drain(0.0))
+    signals.ready(at_once=lambda: front.drain(0.0))
     await signals.asked()
-    say(f"draining: {server.in_flight} requests in flight")
-    await server.drain(grace_s)
-    say("stopped")
+    if notifier is not None:
+        notifier.stopping()
+    tell(f"draining: {front.in_flight} requests in flight")
+    await front.drain(grace_s)
+    tell("stopped")

@@ -1,17 +1,25 @@
 """`jaxserve status`: what a running server does."""
 
+from pathlib import Path
+
 import click
 
 from jaxserve.cli.show import print_json, print_table, status_tables
 from jaxserve.client import Client
+from jaxserve.config import client_token
+from jaxserve.protocols.tls import client_context
 
 
 @click.command("status")
 @click.argument("address", default="127.0.0.1:8500")
+@click.option("--token", metavar="TOKEN", help="Who asks, where the server wants to know; by default JAXSERVE_TOKEN.")
+@click.option("--tls", is_flag=True, help="Speak TLS with a server whose certificate this system trusts.")
+@click.option("--tls-ca", type=Path, metavar="FILE", help="Speak TLS, and trust the authority in this PEM file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(address: str, as_json: bool) -> None:
+def command(address: str, token: str | None, tls: bool, tls_ca: Path | None, as_json: bool) -> None:
     """Show what the server at ADDRESS (host:port or unix:/path) does."""
-    with Client(address) as client:
+    context = tls if tls_ca is None else client_context(ca=tls_ca)
+    with Client(address, token=token or client_token(), tls=context) as client:
         status = client.status()
     if as_json:
         print_json(status)

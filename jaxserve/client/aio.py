@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import math
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy as np
 from jaxserve.client.address import parse_address
 from jaxserve.client.connection import Connection, NeverSent
 from jaxserve.client.inputs import DtypeNames, needs_description, to_wire
+from jaxserve.client.tls import checked_context, refused_by_tls
 from jaxserve.errors import (
     ConfigError,
     ConnectionLost,
@@ -22,8 +24,10 @@ from jaxserve.errors import (
     InvalidInput,
     ProtocolError,
     TransportError,
+    Unauthenticated,
 )
 from jaxserve.protocols import messages
+from jaxserve.protocols.bearer import check_token
 from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.messages import Value
 from jaxserve.protocols.native import DEFAULT_MAX_FRAME_BYTES, LARGEST_FRAME_BYTES
@@ -32,6 +36,7 @@ from jaxserve.request import check_deadline, check_priority, check_tenant
 
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 2.0
+_SHUTDOWN_S = 1.0  # for the end of TLS, where the server is silent
 
 _TOO_LATE_TO_SEND = "the deadline passed before the request could be sent"
 
@@ -48,6 +53,9 @@ class AsyncClient:
 
     Args:
         address: `host:port`, `[ipv6]:port` or `unix:/path`.
+        token: shows the server who calls, where it wants to know.
+        tls: how to speak TLS: True for servers whose certificates the system trusts, else an `ssl.SSLContext`
+            (`ssl.create_default_context(cafile=...)` trusts another authority). False for none.
         connections: how many connections to spread the calls over.
         connect_timeout_s: seconds for one attempt to connect, handshake included.
         reconnect_timeout_s: seconds that a call without a deadline waits for a lost connection to come back.
@@ -56,7 +64,8 @@ class AsyncClient:
 
     Raises:
         ConfigError: arguments that make no sense, here.
-        ConnectionLost: nobody answers at the address, on entering.
+        ConnectionLost: nobody answers at the address, or nobody that TLS trusts, on entering.
+        Unauthenticated: the server does not know the token, or wants one, on entering.
         VersionMismatch: server and client have no version of the protocol in common, on entering.
     """
 
@@ -64,6 +73,8 @@ class AsyncClient:
         self,
         address: str,
         *,
+        token: str | None = None,
+        tls: ssl.SSLContext | bool = False,
         connections: int = 1,
         connect_timeout_s: float = 10.0,
         reconnect_timeout_s: float = 10.0,
@@ -78,6 +89,8 @@ class AsyncClient:
                 f"to {LARGEST_FRAME_BYTES}"
             )
         self._address = parse_address(address)
+        self._token = "" if token is None else check_token(token)
+        self._tls = checked_context(tls, self._address)
         self._wanted = connections
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
@@ -86,7 +99,7 @@ class AsyncClient:
         self._connections: list[Connection] = []
         self._ending: set[Connection] = set()  # may not be used any more, but may still bring answers
         self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()
-        self._last_error: TransportError | None = None
+        self._last_error: TransportError | Unauthenticated | None = None
         self._declared: dict[str, DtypeNames] = {}
         self._is_closed = True
         self._loop: asyncio.AbstractEventLoop
@@ -144,7 +157,8 @@ class AsyncClient:
 
         Raises:
             InferenceError: the server's answer, when it is not the outputs: `ModelNotFound`, `InvalidInput`,
-                `DeadlineRefused`, `QueueFull`, `DeadlineExceeded`, `GroupFailed`, `EngineStopped`.
+                `DeadlineRefused`, `QueueFull`, `DeadlineExceeded`, `GroupFailed`, `EngineStopped`,
+                `PermissionDenied`; or `Unauthenticated`, where the token is not good any more.
             TransportError: there is no answer.
         """
         self._check_open()
@@ -247,7 +261,7 @@ class AsyncClient:
             connection = self._pick()
             if connection is not None:
                 return connection
-            if isinstance(self._last_error, ProtocolError):  # waiting would not help
+            if isinstance(self._last_error, ProtocolError | Unauthenticated):  # waiting would not help
                 raise type(self._last_error)(str(self._last_error))
             # With a connection there is only room to wait for, and that comes with the server's next answer.
             until_s = give_up_s if self._connections else min(give_up_s, lost_s)
@@ -290,6 +304,7 @@ class AsyncClient:
         """Adds a connection to the pool."""
         connection = Connection(
             str(self._address),
+            token=self._token,
             max_frame_bytes=self._max_frame_bytes,
             on_room=self._wake_one,
             on_end=lambda: self._ended(connection),
@@ -301,7 +316,13 @@ class AsyncClient:
                 if address.path:
                     await self._loop.create_unix_connection(lambda: connection, address.path)
                 else:
-                    await self._loop.create_connection(lambda: connection, address.host, address.port)
+                    await self._loop.create_connection(
+                        lambda: connection,
+                        address.host,
+                        address.port,
+                        ssl=self._tls,
+                        ssl_shutdown_timeout=None if self._tls is None else _SHUTDOWN_S,
+                    )
                 self._ending.add(connection)  # to be closed whatever happens now
                 await connection.welcomed()
         except TimeoutError as error:
@@ -310,6 +331,9 @@ class AsyncClient:
         except TransportError:
             connection.close()
             raise
+        except ssl.SSLError as error:
+            connection.close()
+            raise ConnectionLost(refused_by_tls(address, error)) from error
         except (OSError, UnicodeError) as error:
             connection.close()
             raise ConnectionLost(f"cannot connect to {address}: {error}; is the server running?") from error
@@ -346,7 +370,7 @@ class AsyncClient:
                 attempted_s = self._loop.time()
                 try:
                     await self._connect()
-                except TransportError as error:
+                except (TransportError, Unauthenticated) as error:
                     self._last_error = error
                     self._wake_all()
 

@@ -28,6 +28,7 @@ class Connection(asyncio.Protocol):
 
     Args:
         address: for messages.
+        token: shown to the server; empty for none.
         max_frame_bytes: the largest answer that is read.
         on_room: called when one more request may be sent than before.
         on_end: called once, when no more requests may be sent.
@@ -38,12 +39,14 @@ class Connection(asyncio.Protocol):
         self,
         address: str,
         *,
+        token: str,
         max_frame_bytes: int,
         on_room: Callable[[], None],
         on_end: Callable[[], None],
         on_close: Callable[[], None],
     ) -> None:
         self._address = address
+        self._token = token
         self._on_room = on_room
         self._on_end = on_end
         self._on_close = on_close
@@ -147,7 +150,7 @@ class Connection(asyncio.Protocol):
         """The server has accepted: greet it."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport = transport
-        hello = native.encode(messages.Hello(native.VERSIONS, self._max_frame_bytes, native.AGENT))
+        hello = native.encode(messages.Hello(native.VERSIONS, self._max_frame_bytes, native.AGENT, self._token))
         transport.write(native.PREAMBLE + b"".join(hello))
 
     def data_received(self, data: bytes) -> None:
@@ -176,7 +179,11 @@ class Connection(asyncio.Protocol):
         """The connection is gone, and with it the answers that have not come."""
         self._end()
         reason = f": {exc}" if exc is not None else ""
-        lost = self._error or ConnectionLost(f"the connection to {self._address} ended before the answer came{reason}")
+        if self._welcome is None:
+            text = f"{self._address} ended the connection before it greeted{reason}; does that port speak TLS (`tls=`)?"
+        else:
+            text = f"the connection to {self._address} ended before the answer came{reason}"
+        lost = self._error or ConnectionLost(text)
         if not self._welcomed.done():
             self._welcomed.set_exception(lost)
             self._welcomed.exception()  # nobody may be waiting any more, which is no mishap
@@ -273,7 +280,7 @@ class Connection(asyncio.Protocol):
                 future.set_result(answer)
         self._on_room()
 
-    def _fail(self, error: ProtocolError) -> None:
+    def _fail(self, error: native.Ending) -> None:
         self._error = self._error or error
         self.close()
 

@@ -2,6 +2,16 @@
 
 from jaxserve.cluster.emulated import EmulatedCluster, emulated_outputs
 from jaxserve.cluster.local import LocalCluster
-from jaxserve.cluster.seam import Cluster, Job, Listener, Loaded, Work
+from jaxserve.cluster.seam import Cluster, DeviceMemory, Job, Listener, Loaded, Work
 
-__all__ = ["Cluster", "EmulatedCluster", "Job", "Listener", "Loaded", "LocalCluster", "Work", "emulated_outputs"]
+__all__ = [
+    "Cluster",
+    "DeviceMemory",
+    "EmulatedCluster",
+    "Job",
+    "Listener",
+    "Loaded",
+    "LocalCluster",
+    "Work",
+    "emulated_outputs",
+]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.cluster.seam import Inputs, Listener, Loaded, Outputs, Work
+from jaxserve.cluster.seam import DeviceMemory, Inputs, Listener, Loaded, Outputs, Work
 from jaxserve.errors import PlacementError
 from jaxserve.model import Model
 from jaxserve.model.signature import numpy_dtype
@@ -70,16 +70,16 @@ class EmulatedCluster:
                     f"{name!r} has no row for {bucket}; run `jaxserve profile` for it, or drop that bucket"
                 )
         held = [rows[bucket.batch_size, bucket.length] for bucket in model.buckets]
-        loaded = Loaded(latency_s=tuple(row.stage_latency_s for row in held))
+        weight_bytes = held[0].stage_weight_bytes
+        loaded = Loaded(latency_s=tuple(row.stage_latency_s for row in held), weight_bytes=weight_bytes)
         if spare:
             if self._restore_bytes_per_s is None:
                 raise PlacementError(
                     f"group {group} has a spare, {model.name!r}, but how fast weights go to its devices is not known; "
                     f"give EmulatedCluster a restore_bytes_per_s"
                 )
-            weight_bytes = held[0].stage_weight_bytes
             restore_s = tuple(each / self._restore_bytes_per_s for each in weight_bytes)
-            loaded = dataclasses.replace(loaded, weight_bytes=weight_bytes, restore_s=restore_s)
+            loaded = dataclasses.replace(loaded, restore_s=restore_s)
         self._loaded[group, model.name] = loaded
         return loaded
 
@@ -121,6 +121,10 @@ class EmulatedCluster:
         self._ends = [end for end in self._ends if end[1] != group]
         heapq.heapify(self._ends)
         self._listener.group_failed(group, "the emulated group was made to fail", now_s)
+
+    def memory(self) -> list[DeviceMemory]:
+        """See `Cluster`: there are no devices."""
+        return []
 
     async def close(self) -> None:
         """See `Cluster`."""

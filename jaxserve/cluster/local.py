@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jaxserve.cluster.seam import Listener, Loaded, Work
+from jaxserve.cluster.seam import DeviceMemory, Listener, Loaded, Work
 from jaxserve.cluster.uninterrupted import uninterrupted
 from jaxserve.errors import EngineStopped, PlacementError
 from jaxserve.model import Model
@@ -52,6 +52,8 @@ class LocalCluster:
             for index, group in enumerate(groups)
         ]
         self._progress = progress
+        used = sorted({device for group in groups for device in group.devices})
+        self._devices = {index: available[index] for index in used}
 
     async def open(self, listener: Listener) -> None:
         """See `Cluster`."""
@@ -85,6 +87,15 @@ class LocalCluster:
     def report_next(self) -> None:
         """See `Cluster`."""
         raise AssertionError("a local cluster reports by itself")
+
+    def memory(self) -> list[DeviceMemory]:
+        """See `Cluster`."""
+        told = {index: device.memory_stats() for index, device in self._devices.items()}
+        return [
+            DeviceMemory(device=index, in_use_bytes=stats["bytes_in_use"], limit_bytes=stats["bytes_limit"])
+            for index, stats in told.items()
+            if stats and "bytes_in_use" in stats and "bytes_limit" in stats
+        ]
 
     async def close(self) -> None:
         """See `Cluster`: waits for the stage that each thread is in."""

@@ -47,6 +47,8 @@ class Work:
         jobs: one or more; their rows lie one after another in this order.
         leaving: where there are none, and the model's weights are to be brought to the stages, one after another: the
             models whose weights leave for them.
+        is_counted: whether anybody wants it counted, which nobody does of what only shows that the model answers.
+        stages: begin and end of each stage that has ended, by the engine's clock.
         error: what the model raised. That weights could not be brought to a stage is told by the last one, after those
             that leave have left all stages.
     """
@@ -56,6 +58,8 @@ class Work:
     bucket: int
     jobs: Sequence[Job]
     leaving: Sequence[str] | None = None
+    is_counted: bool = True
+    stages: list[tuple[float, float]] = dataclasses.field(default_factory=list[tuple[float, float]])
     error: Exception | None = None
 
     @property
@@ -70,13 +74,28 @@ class Loaded:
 
     Attributes:
         latency_s: of each stage, for each bucket.
-        weight_bytes: of a spare, what each stage takes on each of its devices.
+        weight_bytes: what the weights of each stage take on each of its devices.
         restore_s: of a spare, what each stage takes to be brought there.
     """
 
     latency_s: Latencies
     weight_bytes: Sequence[float] = ()
     restore_s: Sequence[float] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """What a device says of its memory.
+
+    Attributes:
+        device: its index, as placements have it.
+        in_use_bytes: what is allocated.
+        limit_bytes: what may be.
+    """
+
+    device: int
+    in_use_bytes: int
+    limit_bytes: int
 
 
 class Listener(Protocol):
@@ -127,6 +146,10 @@ class Cluster(Protocol):
 
     def report_next(self) -> None:
         """Reports the end that is due at `next_end_s`, as of that time."""
+        ...
+
+    def memory(self) -> list[DeviceMemory]:
+        """The memory of those devices that tell (CPUs do not)."""
         ...
 
     async def close(self) -> None:

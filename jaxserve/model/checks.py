@@ -1,5 +1,6 @@
 """The checks of a model's options that need no tracing; each says what was given, what is needed and how to mend it."""
 
+import dataclasses
 import math
 import reprlib
 import sys
@@ -9,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.errors import ModelError
+from jaxserve.errors import InvalidInput, ModelError
 from jaxserve.model.params import device_dtype
-from jaxserve.model.signature import Signature, Tensor, TensorSpec, numpy_dtype
+from jaxserve.model.signature import STRING, Signature, Tensor, TensorSpec, numpy_dtype
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Preprocess = Callable[[dict[str, Tensor]], Mapping[str, Any]]
@@ -22,6 +23,8 @@ def check_name(name: str) -> None:
     """A name must not be empty, nor hold what URLs, files and terminals trip over."""
     if not isinstance(name, str) or not name:
         raise ModelError(f"name is {name!r}, but must be a non-empty str")
+    if name in (".", "..", "stats"):
+        raise ModelError(f"name is {name!r}, which has a meaning of its own in URLs; choose another")
     if "/" in name or any(unicodedata.category(letter).startswith("C") for letter in name):
         raise ModelError(f"name is {name!r}, but must hold no '/' and no control characters")
 
@@ -101,3 +104,63 @@ def check_cut_names(cuts: Sequence[str], *, on_host: bool) -> tuple[str, ...]:
     if cuts and on_host:
         raise ModelError("cuts are given, but an on_host function runs in one piece; take one of the two away")
     return tuple(cuts)
+
+
+def example_of(client: Signature, example: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Inputs as a client may send them: those given, or zeros, and the text "a", of size 1 where sizes vary."""
+    if example is None:
+        return {
+            name: ["a"]
+            if spec.dtype == STRING
+            else np.zeros([1 if isinstance(dim, str) else dim for dim in spec.shape], numpy_dtype(spec.dtype))
+            for name, spec in client.items()
+        }
+    try:
+        tensors, _ = client.check(example)
+    except InvalidInput as error:
+        raise ModelError(f"example is not what clients may send: {error}") from error
+    return tensors
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Embedder:
+    """What a model that embeds texts takes and returns.
+
+    Attributes:
+        input: the name of its texts.
+        output: the name of its vectors.
+        size: of a vector.
+        count_tokens: how many tokens it reads of these texts; None where that is not known.
+    """
+
+    input: str
+    output: str
+    size: int
+    count_tokens: Callable[[list[str]], int] | None
+
+
+def check_embedder(
+    client: Signature,
+    returns: Mapping[str, TensorSpec],
+    *,
+    embedder: bool,
+    count_tokens: Callable[[list[str]], int] | None,
+) -> Embedder | None:
+    """A model that embeds takes texts and returns one vector for each."""
+    if not embedder:
+        if count_tokens is not None:
+            raise ModelError("count_tokens is given, but embedder is not True; give both, or neither")
+        return None
+    texts = [name for name, spec in client.items() if spec.dtype == STRING]
+    vectors = [(name, spec) for name, spec in returns.items() if "float" in spec.dtype and len(spec.shape) == 2]
+    if len(client) != 1 or len(texts) != 1 or len(vectors) != 1 or not isinstance(vectors[0][1].shape[1], int):
+        raise ModelError(
+            f"embedder is True, but the model takes {dict(client)} and returns {dict(returns)}; it must take one input "
+            f"of strings and return one output of floats of shape ('batch', size)"
+        )
+    if count_tokens is not None and not callable(count_tokens):
+        raise ModelError(f"count_tokens is a {type(count_tokens).__name__}, but must be a function of a list of str")
+    name, spec = vectors[0]
+    size = spec.shape[1]
+    assert isinstance(size, int)
+    return Embedder(input=texts[0], output=name, size=size, count_tokens=count_tokens)

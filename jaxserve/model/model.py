@@ -17,15 +17,18 @@ from jaxserve.model.adapters import Adapter, adapt_function, adapt_host_function
 from jaxserve.model.buckets import Bucket, BucketGrid
 from jaxserve.model.checks import (
     Arrays,
+    Embedder,
     Postprocess,
     Preprocess,
     check_cut_names,
     check_deadline,
     check_device_dtypes,
+    check_embedder,
     check_max_wait,
     check_name,
     client_outputs,
     client_signature,
+    example_of,
 )
 from jaxserve.model.flat import flatten_program
 from jaxserve.model.modules import check_cuts
@@ -50,6 +53,10 @@ class ModelOptions(TypedDict, total=False):
         cuts: modules ("layers_6", "encoder/layers_6"; for a function its `jax.named_scope`s) before which the model
             may be cut into pipeline stages.
         apply_kwargs: further keyword arguments of the call, such as `{"train": False}`.
+        example: inputs as a client may send them, by which a server finds out whether the model answers; zeros (and
+            short texts) unless given.
+        embedder: it makes a vector of each text that it gets, so that clients of embedding services may call it.
+        count_tokens: how many tokens an embedder reads of a list of texts.
     """
 
     batch_sizes: Sequence[int]
@@ -62,6 +69,9 @@ class ModelOptions(TypedDict, total=False):
     returns: Mapping[str, TensorSpec] | None
     cuts: Sequence[str]
     apply_kwargs: Mapping[str, Any]
+    example: Mapping[str, Any] | None
+    embedder: bool
+    count_tokens: Callable[[list[str]], int] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -83,6 +93,8 @@ class Model:
         postprocess: makes what a client receives of the module's outputs, on the host.
         cuts: modules before which the model may be cut into stages.
         on_host: the function takes and returns numpy arrays and needs no device.
+        example: inputs as a client may send them.
+        embedder: what it is as a model that embeds texts; None where it is none.
         abstract_params: shapes and dtypes of the params.
     """
 
@@ -98,6 +110,8 @@ class Model:
     postprocess: Postprocess | None
     cuts: tuple[str, ...]
     on_host: bool
+    example: Mapping[str, Any]
+    embedder: Embedder | None
     _adapter: Adapter
     _grid: BucketGrid
     _outputs: Outputs
@@ -220,6 +234,19 @@ class Model:
     def weight_bytes(self) -> int:
         """Bytes of all params."""
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.abstract_params))
+
+    def describe(self) -> dict[str, Any]:
+        """What clients send and receive, as plain values."""
+        return {
+            "name": self.name,
+            "inputs": {name: _plain(spec) for name, spec in self.accepts.items()},
+            "outputs": {name: _plain(spec) for name, spec in self.returns.items()},
+            "batch_sizes": sorted({bucket.batch_size for bucket in self.buckets}),
+            "deadline_s": self.deadline_s,
+            "embedder": None
+            if self.embedder is None
+            else {"input": self.embedder.input, "output": self.embedder.output, "size": self.embedder.size},
+        }
 
     def apply(self, params: Any, inputs: Mapping[str, Any]) -> Any:
         """What the module returns for these inputs; a pure function, to be traced."""
@@ -376,6 +403,10 @@ class Model:
         return self._outputs.restore(outputs)
 
 
+def _plain(spec: TensorSpec) -> dict[str, Any]:
+    return {"shape": list(spec.shape), "dtype": spec.dtype}
+
+
 def _make(
     name: str,
     inputs: Mapping[str, TensorSpec],
@@ -409,6 +440,9 @@ def _assemble(
     postprocess: Postprocess | None = None,
     returns: Mapping[str, TensorSpec] | None = None,
     cuts: Sequence[str] = (),
+    example: Mapping[str, Any] | None = None,
+    embedder: bool = False,
+    count_tokens: Callable[[list[str]], int] | None = None,
 ) -> Model:
     signature = Signature(inputs, what="inputs", strings=False)
     if not on_host:
@@ -435,12 +469,13 @@ def _assemble(
     if cuts:
         flat = flatten_program(smallest[0], params=len(jax.tree.leaves(adapter.params)))
         check_cuts(flat.eqns, flat.paths, cuts)
+    received = client_outputs(outputs.specs, returns, postprocess)
     return Model(
         name=name,
         inputs=signature,
         outputs=outputs.specs,
         accepts=client,
-        returns=client_outputs(outputs.specs, returns, postprocess),
+        returns=received,
         buckets=grid.buckets,
         deadline_s=deadline_s,
         max_wait_s=max_wait_s,
@@ -448,6 +483,8 @@ def _assemble(
         postprocess=postprocess,
         cuts=cuts,
         on_host=on_host,
+        example=example_of(client, example),
+        embedder=check_embedder(client, received, embedder=embedder, count_tokens=count_tokens),
         _adapter=adapter,
         _grid=grid,
         _outputs=outputs,

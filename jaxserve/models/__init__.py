@@ -55,6 +55,7 @@ def minilm(
         MissingExtra: `safetensors` or `tokenizers` is not installed.
     """
     folder = _minilm.fetch_minilm(cache_directory() if directory is None else directory)
+    tokenizer = _minilm.MinilmTokenizer(folder / _minilm.TOKENIZER)
     return Model.from_linen(
         "minilm",
         _bert.Bert(_bert.MINILM),
@@ -63,8 +64,10 @@ def minilm(
         batch_sizes=batch_sizes,
         buckets={"length": lengths},
         deadline_s=deadline_s,
-        preprocess=_minilm.MinilmTokenizer(folder / _minilm.TOKENIZER),
+        preprocess=tokenizer,
         accepts={"text": TensorSpec(("batch",), "string")},
+        embedder=True,
+        count_tokens=tokenizer.count_tokens,
     )
 
 

@@ -199,16 +199,23 @@ class MinilmTokenizer:
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """{"text": n sentences} to int32 {"input_ids", "attention_mask"}, [n, tokens of the longest]."""
-        # Tokenizing takes time for the whole text, though its beginning is all that counts. `encode_batch` lets other
-        # threads run meanwhile, as `encode` does not.
-        texts = [text[:MAX_CHARACTERS] for text in inputs["text"]]
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        rows = self._encode(inputs["text"])
         input_ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
         attention_mask = np.zeros_like(input_ids)
         for index, row in enumerate(rows):
             input_ids[index, : len(row)] = row
             attention_mask[index, : len(row)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """How many tokens the model reads of these texts."""
+        return sum(map(len, self._encode(texts)))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of each text."""
+        # Tokenizing takes time for the whole text, though its beginning is all that counts. `encode_batch` lets other
+        # threads run meanwhile, as `encode` does not.
+        return [encoding.ids for encoding in self._tokenizer.encode_batch([text[:MAX_CHARACTERS] for text in texts])]
 
 
 def _open(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from jaxserve.plans.fields import is_text, write_bytes, write_json, write_text
 from jaxserve.plans.fleet import Fleet, FleetModel
+from jaxserve.plans.outlook import Outlook
 from jaxserve.plans.placement import Group, Placement, Segment
 from jaxserve.plans.profile import ParallelConfig, Profile, Profiles
 
@@ -9,6 +10,7 @@ __all__ = [
     "Fleet",
     "FleetModel",
     "Group",
+    "Outlook",
     "ParallelConfig",
     "Placement",
     "Profile",

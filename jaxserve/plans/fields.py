@@ -142,22 +142,35 @@ def read_json(path: str | os.PathLike[str], *, format_name: str) -> Fields:
     Raises:
         FileFormatError: no such file, not JSON, no format, another format or another major version.
     """
-    source = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a path with NUL
-        raise FileFormatError(f"{source}: cannot be read ({error}); give the path of a {format_name} file") from error
-    try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{source}: is not JSON ({error}); it must be a {format_name} file") from error
-    except _Twice as error:
-        raise FileFormatError(f"{source}: an object has {error} twice; every name in it must be its own") from error
-    fields = Fields(value, "", source)
+    fields = read_object(path, wanted=f"a {format_name} file")
     given = fields["format"].text()
     if given != format_name:
         raise fields["format"].wrong(f"is {given!r}, but this version of jaxserve reads {format_name!r}")
     return fields
+
+
+def read_object(path: str | os.PathLike[str], *, wanted: str) -> Fields:
+    """The JSON object in `path`.
+
+    Args:
+        path: of the file.
+        wanted: what it should be, for messages.
+
+    Raises:
+        FileFormatError: no such file, or not JSON.
+    """
+    source = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a path with NUL
+        raise FileFormatError(f"{source}: cannot be read ({error}); give the path of {wanted}") from error
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{source}: is not JSON ({error}); it must be {wanted}") from error
+    except _Twice as error:
+        raise FileFormatError(f"{source}: an object has {error} twice; every name in it must be its own") from error
+    return Fields(value, "", source)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -96,10 +96,19 @@ class Placement:
         Raises:
             FileFormatError: it is not a placement file; the message names the field.
         """
-        fields = read_json(path, format_name=FORMAT)
+        with in_file(path):
+            return cls.read(read_json(path, format_name=FORMAT))
+
+    @classmethod
+    def read(cls, fields: Fields) -> "Placement":
+        """The placement that stands in a file.
+
+        Raises:
+            FileFormatError: it is none; the message names the field.
+            PlacementError: its groups do not go together.
+        """
         if not fields.has("segments"):
-            with in_file(path):
-                return cls(groups=fields["groups"].list_of(_group))
+            return cls(groups=fields["groups"].list_of(_group))
         if fields.has("groups"):
             raise fields["segments"].wrong("stands beside groups; give one or the other")
         segments = fields["segments"].list_of(
@@ -107,8 +116,7 @@ class Placement:
         )
         if not segments:
             raise fields["segments"].wrong("must be at least one")
-        with in_file(path):
-            return cls(groups=segments[0].groups, segments=segments)
+        return cls(groups=segments[0].groups, segments=segments)
 
 
 def _group(fields: Fields) -> Group:

@@ -58,8 +58,8 @@ def pack(value: Any) -> bytes:
 def control(message: Message) -> list[Any]:
     """The envelope of a message that carries no tensors."""
     match message:
-        case messages.Hello(versions=versions, max_frame_bytes=limit, agent=agent):
-            return [HELLO, 0, list(versions), limit, agent]
+        case messages.Hello(versions=versions, max_frame_bytes=limit, agent=agent, token=token):
+            return [HELLO, 0, list(versions), limit, agent, *([token] if token else [])]
         case messages.Welcome(version=version, max_frame_bytes=limit, max_in_flight=max_in_flight, agent=agent):
             return [WELCOME, 0, version, limit, max_in_flight, agent]
         case messages.Failure(id=id, code=code, message=text, details=details):
@@ -271,7 +271,8 @@ def _parse_hello(envelope: list[Any], frame: Buffer, position: int, end: int) ->
         raise ProtocolError("the versions in a hello are an empty array; it must name at least one")
     if any(type(version) is not int for version in versions):
         raise ProtocolError("the versions in a hello are not an array of integers")
-    return messages.Hello(versions, _frame_limit(max_frame_bytes), agent)
+    token = envelope[5] if len(envelope) > 5 and isinstance(envelope[5], str) else ""
+    return messages.Hello(versions, _frame_limit(max_frame_bytes), agent, token)
 
 
 def _parse_welcome(envelope: list[Any], frame: Buffer, position: int, end: int) -> Message:

@@ -19,11 +19,16 @@ Value = np.ndarray | list[str]
 
 @dataclasses.dataclass(slots=True)
 class Hello:
-    """Client to server, first: the versions it speaks, and the largest frame that it will read."""
+    """Client to server, first: the versions it speaks, the largest frame that it will read, and who it is.
+
+    Attributes:
+        token: what a server that has tokens wants to see; empty for none.
+    """
 
     versions: Sequence[int]
     max_frame_bytes: int
     agent: str
+    token: str = ""
 
 
 @dataclasses.dataclass(slots=True)

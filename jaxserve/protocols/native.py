@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.errors import FrameTooLarge, InferenceError, ProtocolError, VersionMismatch
+from jaxserve.errors import (
+    ConnectionLost,
+    FrameTooLarge,
+    InferenceError,
+    ProtocolError,
+    Unauthenticated,
+    VersionMismatch,
+)
 from jaxserve.protocols import envelopes, messages, shortcuts
 from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.messages import Message, Value
@@ -39,10 +46,15 @@ _SHORTEST_MESSAGE_BYTES = 1024  # with a code, an id and a few details it fits i
 
 _LENGTH = struct.Struct("<I")
 
-_CONNECTION_ERRORS: Mapping[str, type[ProtocolError]] = {
+Ending = ProtocolError | Unauthenticated | ConnectionLost
+"""Why a connection ends: its peer broke a rule, shows no token that is known, or is one too many."""
+
+_CONNECTION_ERRORS: Mapping[str, type[Ending]] = {
     "protocol_error": ProtocolError,
     "frame_too_large": FrameTooLarge,
     "version_mismatch": VersionMismatch,
+    "unauthenticated": Unauthenticated,
+    "too_many_connections": ConnectionLost,
 }
 
 
@@ -115,13 +127,13 @@ def _shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def connection_failure(error: ProtocolError) -> messages.Failure:
+def connection_failure(error: Ending) -> messages.Failure:
     """The message that ends a connection."""
     code = next((code for code, kind in _CONNECTION_ERRORS.items() if type(error) is kind), "protocol_error")
     return messages.Failure(0, code, _shortened(str(error), _LONGEST_MESSAGE), {})
 
 
-def connection_error(message: messages.Failure) -> ProtocolError:
+def connection_error(message: messages.Failure) -> Ending:
     """The error that a `connection_failure` stands for."""
     return _CONNECTION_ERRORS.get(message.code, ProtocolError)(message.message)
 

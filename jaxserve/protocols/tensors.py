@@ -121,17 +121,26 @@ def _parse_header(header: bytes) -> _Layout:
     if dtype is None:
         raise Malformed(f"dtype code {code} is not one of {min(DTYPES)} to {max(DTYPES)}")
     shape = struct.unpack_from(f"<{ndim}q", header, HEADER_BYTES)
-    if any(dimension < 0 for dimension in shape):
-        raise Malformed(f"shape {list(shape)} has a negative dimension")
-    if dtype.itemsize * math.prod(max(1, dimension) for dimension in shape) > _MAX_SIZE_BYTES:
-        raise Malformed(f"a {dtype.name} tensor of shape {list(shape)} is too large to exist")
-    size_bytes = dtype.itemsize * math.prod(shape)
+    size_bytes = size_bytes_of(dtype, shape)
     if payload_bytes != 2 + 8 * ndim + size_bytes:
         raise Malformed(
             f"a {dtype.name} tensor of shape {list(shape)} takes {size_bytes} bytes of data, its payload length says "
             f"{payload_bytes - 2 - 8 * ndim}"
         )
     return dtype, shape, size_bytes
+
+
+def size_bytes_of(dtype: np.dtype, shape: Sequence[int]) -> int:
+    """The bytes that a tensor of a shape which a stranger gave takes.
+
+    Raises:
+        Malformed: a dimension is negative, or numpy could not hold so many elements.
+    """
+    if any(dimension < 0 for dimension in shape):
+        raise Malformed(f"shape {list(shape)} has a negative dimension")
+    if dtype.itemsize * math.prod(max(1, dimension) for dimension in shape) > _MAX_SIZE_BYTES:
+        raise Malformed(f"a {dtype.name} tensor of shape {list(shape)} is too large to exist")
+    return dtype.itemsize * math.prod(shape)
 
 
 def tensor_view(array: np.ndarray) -> memoryview:

@@ -150,7 +150,7 @@ class Scheduler:
         """
         holders = self._open.get(request.model)
         if not holders:
-            return Rejected(id=request.id, predicted_finish_s=math.inf)
+            return Rejected(id=request.id, predicted_finish_s=math.inf, reason=RefuseReason.DOWN)
         replica = holders[0] if len(holders) == 1 else self._choose(holders, request, now_s)
         group, latencies = replica.state, replica.latencies
         latency_s = replica.latency_s(request.bucket)

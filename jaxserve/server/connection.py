@@ -8,6 +8,8 @@ settled. Answers are written at the end of the loop's turn (`Flusher`), those of
                               |                                                                      ^
                               +--------------------- peer closes, or the server ends ----------------+
 
+A hello without a token that is known, where the server has tokens, fails a connection as a protocol error does.
+
 Reading stops while the peer does not take its answers, or while more than `max_in_flight_bytes` of requests are
 unanswered: TCP carries the pressure back. Nothing is dropped.
 """
@@ -20,14 +22,25 @@ import logging
 from collections.abc import Callable
 from typing import Any, cast
 
-from jaxserve.errors import EngineStopped, FrameTooLarge, InferenceError, ProtocolError, VersionMismatch
+from jaxserve.errors import (
+    ConnectionLost,
+    EngineStopped,
+    FrameTooLarge,
+    InferenceError,
+    ProtocolError,
+    Unauthenticated,
+    VersionMismatch,
+)
 from jaxserve.protocols import messages, native
 from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.loop import write_parts
 from jaxserve.protocols.tensors import Buffer, Unencodable
+from jaxserve.server.access import Access, Identity
 from jaxserve.server.seam import InferenceEngine, Outputs
 
 _log = logging.getLogger("jaxserve.server")
+
+_NOBODY = Identity(observe=False)
 
 _NOT_YET = -1  # the ticket of a request that the engine is just being given
 
@@ -106,6 +119,7 @@ class Connection(asyncio.Protocol):
     Args:
         engine: what serves them.
         flusher: the server's.
+        access: who may come in.
         agent: how the server introduces itself.
         on_open: called with the connection when it stands.
         on_close: called with the connection when it is gone.
@@ -118,6 +132,7 @@ class Connection(asyncio.Protocol):
         limits: Limits,
         flusher: Flusher,
         *,
+        access: Access,
         agent: str,
         on_open: Callable[["Connection"], None],
         on_close: Callable[["Connection"], None],
@@ -126,6 +141,7 @@ class Connection(asyncio.Protocol):
         self._engine = engine
         self._limits = limits
         self._flusher = flusher
+        self._access = access
         self._agent = agent
         self._on_open = on_open
         self._on_close = on_close
@@ -133,6 +149,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._decoder = native.Decoder(end="server", max_frame_bytes=limits.max_frame_bytes)
         self._state = _State.HANDSHAKING
+        self._identity = _NOBODY  # until the hello has said who it is
+        self._restricted: Identity | None = None  # its identity again, if that bears on requests
         self._draining = False
         self._peer_max_frame_bytes = SMALLEST_FRAME_LIMIT_BYTES  # until it has said what it accepts
         self._queries = 0  # in this turn of the loop
@@ -144,6 +162,8 @@ class Connection(asyncio.Protocol):
         self._is_writing_paused = False
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
+        self.client = ""
+        """The address of the host that it comes from; empty on a Unix socket."""
 
     @property
     def in_flight(self) -> int:
@@ -156,6 +176,8 @@ class Connection(asyncio.Protocol):
         """The loop has accepted the peer."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self.client = str(peer[0]) if isinstance(peer, tuple) else ""
         transport.set_write_buffer_limits(high=self._limits.write_high_water_bytes)
         self._timer = self._loop.call_later(self._limits.handshake_timeout_s, self._handshake_expired)
         self._on_open(self)
@@ -205,6 +227,20 @@ class Connection(asyncio.Protocol):
         elif self._state is _State.HANDSHAKING:
             self._transport.close()
 
+    def turn_away(self, reason: str) -> None:
+        """Ends it before it has begun: there are too many."""
+        self._fail(ConnectionLost(reason))
+
+    def identify_again(self) -> None:
+        """The tokens have changed: it may do what its token allows now, and ends if that is not known any more."""
+        if self._state is not _State.SERVING:
+            return
+        identity = self._access.current(self._identity)
+        if identity is None:
+            self._fail(Unauthenticated("this server does not know the token any more; ask who runs it for another"))
+        else:
+            self._become(identity)
+
     def stop_in_flight(self) -> None:
         """Answers whatever is still in flight with `EngineStopped`."""
         error = EngineStopped("the server stopped before the request was answered")
@@ -228,8 +264,11 @@ class Connection(asyncio.Protocol):
     def _infer(self, message: messages.Infer) -> None:
         request_id = message.id
         in_flight = self._in_flight
+        restricted = self._restricted
         if request_id in in_flight:
             self._fail(ProtocolError(f"request id {request_id} is in flight already"))
+        elif restricted is not None and not restricted.may_infer(message.model):
+            self._refuse(request_id, restricted.cannot_infer(message.model))
         elif self._draining:
             self._refuse(request_id, EngineStopped("the server is draining; the request was not taken", refused=1))
         elif len(in_flight) >= self._limits.max_in_flight:
@@ -248,7 +287,7 @@ class Connection(asyncio.Protocol):
                     deadline_s=message.deadline_s,
                     on_settled=on_settled,
                     priority=message.priority,
-                    tenant=message.tenant,
+                    tenant=message.tenant if restricted is None else restricted.tenant(message.tenant),
                 )
             except Exception:  # the engine promises not to; if it does, that must cost one request, not a connection
                 self._settle_failed(request_id, "submit")
@@ -268,9 +307,12 @@ class Connection(asyncio.Protocol):
                 if ticket is not None:
                     self._engine.cancel(ticket)
             case messages.StatusQuery(id=query_id):
-                self._report(query_id, "status", self._engine.status)
+                if self._identity.observe:
+                    self._report(query_id, "status", self._engine.status)
+                else:
+                    self._refuse(query_id, self._identity.cannot_observe())
             case messages.DescribeQuery(id=query_id):
-                self._report(query_id, "describe", self._engine.describe)
+                self._report(query_id, "describe", self._engine.describe, self._visible)
             case messages.Hello():
                 self._welcome(message)
             case ProtocolError():
@@ -289,6 +331,11 @@ class Connection(asyncio.Protocol):
                 )
             )
             return
+        try:
+            self._become(self._access.identify_token(hello.token))
+        except Unauthenticated as error:
+            self._fail(error)
+            return
         self._peer_max_frame_bytes = hello.max_frame_bytes
         self._state = _State.SERVING
         limits = self._limits
@@ -296,7 +343,19 @@ class Connection(asyncio.Protocol):
             native.encode(messages.Welcome(max(common), limits.max_frame_bytes, limits.max_in_flight, self._agent))
         )
 
-    def _report(self, query_id: int, name: str, read: Callable[[], Any]) -> None:
+    def _become(self, identity: Identity) -> None:
+        self._identity = identity
+        self._restricted = identity if identity.name or "*" not in identity.infer else None
+
+    def _visible(self, models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The models that it may know of: all, or those that it may use."""
+        if self._identity.observe:
+            return models
+        return [model for model in models if self._identity.may_infer(model["name"])]
+
+    def _report(
+        self, query_id: int, name: str, read: Callable[[], Any], cut: Callable[[Any], Any] | None = None
+    ) -> None:
         self._queries += 1
         if self._queries > _QUERIES_PER_TURN:
             text = f"more than {_QUERIES_PER_TURN} queries at a time on one connection; wait for answers before more"
@@ -304,6 +363,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             value = self._flusher.once_per_turn(name, read)
+            if cut is not None:
+                value = cut(value)
             parts = native.encode(messages.Report(query_id, value), max_frame_bytes=self._peer_max_frame_bytes)
         except Exception:
             _log.exception("a query failed")
@@ -382,7 +443,7 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.resume_reading()
 
-    def _fail(self, error: ProtocolError) -> None:
+    def _fail(self, error: native.Ending) -> None:
         """Tells the peer why, and waits a little for it to read that: closing at once could destroy the message."""
         _log.info("ending the connection of %s: %s", self._transport.get_extra_info("peername") or "a peer", error)
         self._send_failure(native.connection_failure(error))
@@ -393,7 +454,10 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             if self._is_reading_paused:  # what still comes is ignored, but the peer's end must be seen
                 self._transport.resume_reading()
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:  # TLS has no half-closed connections, but its end waits for the peer's
+                self._transport.close()
             self._timer = self._loop.call_later(self._limits.linger_s, self._transport.abort)
 
     def _handshake_expired(self) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import os
-import socket
-import stat
+import functools
+import ssl
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +13,18 @@ from typing import Self
 from jaxserve.errors import ConfigError
 from jaxserve.protocols.envelopes import SMALLEST_FRAME_LIMIT_BYTES
 from jaxserve.protocols.native import AGENT, DEFAULT_MAX_FRAME_BYTES, LARGEST_FRAME_BYTES
+from jaxserve.server.access import Access
 from jaxserve.server.connection import Connection, Flusher, Limits
+from jaxserve.server.handshake import Handshake
 from jaxserve.server.seam import InferenceEngine
+from jaxserve.server.unix import UnixSocket
 
 _BACKLOG = 1024
+
+_SHORTEST_SHUTDOWN_S = 0.05  # of TLS; it may not be 0
+
+# So many at a time of those who are one too many are told so; more of them are cut off without a word.
+_TURNED_AWAY_AT_ONCE = 64
 
 
 class NativeServer:
@@ -32,6 +40,10 @@ class NativeServer:
         port: the TCP port, 0 for one that is free (see `port`), None for no TCP.
         path: a Unix socket to listen on as well. A stale socket of that name is replaced (see `check_unix_path`);
             at the end it is removed, unless something else is there by then.
+        access: who may come in, and what for; by default everybody, for everything.
+        tls: makes the TCP port speak TLS, and nothing else.
+        max_connections: that are open at a time; None for as many as the system allows.
+        max_connections_per_client: of these, from one address; None for as many. Unix sockets do not count.
         max_frame_bytes: the largest frame that is read.
         max_in_flight: requests that one connection may have unanswered; clients learn it in the handshake.
         max_in_flight_bytes: a connection's reading stops while large requests of more than this are unanswered.
@@ -50,6 +62,10 @@ class NativeServer:
         host: str = "127.0.0.1",
         port: int | None = 0,
         path: str | Path | None = None,
+        access: Access | None = None,
+        tls: ssl.SSLContext | None = None,
+        max_connections: int | None = None,
+        max_connections_per_client: int | None = None,
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         max_in_flight: int = 1024,
         max_in_flight_bytes: int = 4 * DEFAULT_MAX_FRAME_BYTES,
@@ -64,12 +80,21 @@ class NativeServer:
                 f"max_frame_bytes={max_frame_bytes}; it must be from {SMALLEST_FRAME_LIMIT_BYTES} "
                 f"to {LARGEST_FRAME_BYTES}"
             )
-        if max_in_flight < 1:
-            raise ConfigError(f"max_in_flight={max_in_flight}; it must be 1 or more")
+        for name, value in (
+            ("max_in_flight", max_in_flight),
+            ("max_connections", max_connections),
+            ("max_connections_per_client", max_connections_per_client),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}; it must be 1 or more")
         self._engine = engine
         self._host = host
         self._requested_port = port
-        self._path = None if path is None else Path(path)
+        self._unix = None if path is None else UnixSocket(path)
+        self._access = Access() if access is None else access
+        self._tls = tls
+        self._max_connections = max_connections
+        self._max_connections_per_client = max_connections_per_client
         self._limits = Limits(
             max_frame_bytes=max_frame_bytes,
             max_in_flight=max_in_flight,
@@ -79,11 +104,16 @@ class NativeServer:
             linger_s=linger_s,
         )
         self._listeners: list[asyncio.Server] = []
-        self._bound: tuple[int, int] | None = None  # device and inode of the Unix socket that is ours
         self._connections: set[Connection] = set()
+        self._turned_away: set[Connection] = set()  # of these, those that are one too many
+        self._handshakes: set[Handshake] = set()  # connections to be, over TLS
+        self._by_client: Counter[str] = Counter()
+        self._unwatch: Callable[[], None] | None = None
         self._changed = asyncio.Event()  # a connection went, or a request was settled while draining
         self._draining = False
         self.port: int | None = None
+        self.refused_connections = 0
+        """Connections that were ended at once, because there were too many."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -92,14 +122,14 @@ class NativeServer:
         if self.port is not None:
             host = f"[{self._host}]" if ":" in self._host else self._host
             addresses.append(f"{host}:{self.port}")
-        if self._path is not None:
-            addresses.append(f"unix:{self._path}")
+        if self._unix is not None:
+            addresses.append(f"unix:{self._unix.path}")
         return tuple(addresses)
 
     @property
     def connections(self) -> int:
         """Connections that are open."""
-        return len(self._connections)
+        return len(self._connections) + len(self._handshakes)
 
     @property
     def in_flight(self) -> int:
@@ -111,12 +141,14 @@ class NativeServer:
         try:
             if self._requested_port is not None:
                 await self._listen_tcp(self._requested_port)
-            if self._path is not None:
-                await self._listen_unix(self._path)
+            if self._unix is not None:
+                loop = asyncio.get_running_loop()
+                self._listeners.append(await self._unix.listen(loop, self._make_connection, backlog=_BACKLOG))
         except BaseException:
             self._close_listeners()
             await self._stop_listening()
             raise
+        self._unwatch = self._access.watch(self._identify_again)
         return self
 
     async def __aexit__(
@@ -132,6 +164,8 @@ class NativeServer:
         """
         self._draining = True
         self._close_listeners()
+        for handshake in tuple(self._handshakes):
+            handshake.abort()
         for connection in tuple(self._connections):
             connection.say_goodbye(grace_s=grace_s, reason="the server is draining")
         await self._until(lambda: self.in_flight == 0, timeout_s=grace_s)
@@ -145,9 +179,12 @@ class NativeServer:
         await self._until(lambda: not self._connections, timeout_s=self._limits.linger_s)
         for connection in tuple(self._connections):
             connection.abort()
-        while self._connections:
+        while self._connections or self._handshakes:
             self._changed.clear()
             await self._changed.wait()
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
         await self._stop_listening()
 
     async def _until(self, reached: Callable[[], bool], *, timeout_s: float) -> None:
@@ -160,7 +197,7 @@ class NativeServer:
     async def _listen_tcp(self, port: int) -> None:
         try:
             listener = await asyncio.get_running_loop().create_server(
-                self._make_connection, self._host, port, backlog=_BACKLOG
+                self._make_connection if self._tls is None else self._make_handshake, self._host, port, backlog=_BACKLOG
             )
         except (OSError, OverflowError) as error:
             raise ConfigError(
@@ -169,107 +206,94 @@ class NativeServer:
         self._listeners.append(listener)
         self.port = listener.sockets[0].getsockname()[1]
 
-    async def _listen_unix(self, path: Path) -> None:
-        check_unix_path(path)
-        try:
-            sock, self._bound = _bind(path)
-            listener = await asyncio.get_running_loop().create_unix_server(
-                self._make_connection, sock=sock, backlog=_BACKLOG
-            )
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {path}: {error}; choose another path") from error
-        self._listeners.append(listener)
-
     def _close_listeners(self) -> None:
-        self._unlink()
+        if self._unix is not None:
+            self._unix.unlink()
         for listener in self._listeners:
             listener.close()
-
-    def _unlink(self) -> None:
-        """Removes our socket. Before it is closed: only until then its inode can be nobody else's."""
-        bound, self._bound = self._bound, None
-        if bound is None or self._path is None:
-            return
-        with contextlib.suppress(OSError):  # gone already, with its directory perhaps
-            status = self._path.lstat()
-            if (status.st_dev, status.st_ino) == bound:
-                self._path.unlink()
 
     async def _stop_listening(self) -> None:
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             await listener.wait_closed()
 
-    def _make_connection(self) -> Connection:
+    def _make_connection(self, on_open: Callable[[Connection], None] | None = None) -> Connection:
         return Connection(
             self._engine,
             self._limits,
             self._flusher,
+            access=self._access,
             agent=AGENT,
-            on_open=self._opened,
+            on_open=on_open or self._opened,
             on_close=self._closed,
             on_settled=self._changed.set,
         )
 
+    def _make_handshake(self) -> Handshake:
+        assert self._tls is not None
+        return Handshake(
+            self._tls,
+            lambda handshake: self._make_connection(on_open=functools.partial(self._shaken_and_opened, handshake)),
+            timeout_s=self._limits.handshake_timeout_s,
+            shutdown_s=max(self._limits.linger_s, _SHORTEST_SHUTDOWN_S),
+            on_open=self._begun,
+            on_close=self._shaken,
+        )
+
+    def _begun(self, handshake: Handshake) -> None:
+        if self._draining or self._too_many(handshake.client) is not None:
+            self.refused_connections += 1
+            handshake.abort()  # without a word: there are no keys yet to say it with
+        self._handshakes.add(handshake)
+        self._by_client[handshake.client] += 1
+
+    def _shaken(self, handshake: Handshake) -> None:
+        if handshake in self._handshakes:
+            self._handshakes.remove(handshake)
+            self._leave(handshake.client)
+            self._changed.set()
+
+    def _shaken_and_opened(self, handshake: Handshake, connection: Connection) -> None:
+        self._shaken(handshake)
+        self._opened(connection)
+
     def _opened(self, connection: Connection) -> None:
+        reason = self._too_many(connection.client)
         self._connections.add(connection)
+        if reason is not None:
+            self.refused_connections += 1
+            self._turned_away.add(connection)
+            if len(self._turned_away) <= _TURNED_AWAY_AT_ONCE:
+                connection.turn_away(reason)
+            else:
+                connection.abort()
+            return
+        self._by_client[connection.client] += 1
         if self._draining:  # accepted in the turn of the loop in which the listener was closed
             connection.say_goodbye(grace_s=0.0, reason="the server is draining")
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if connection in self._turned_away:
+            self._turned_away.remove(connection)
+        else:
+            self._leave(connection.client)
         self._changed.set()
 
+    def _leave(self, client: str) -> None:
+        self._by_client[client] -= 1
+        if not self._by_client[client]:
+            del self._by_client[client]
 
-def check_unix_path(path: str | Path) -> None:
-    """Looks whether a server could listen on a Unix socket at `path`. `NativeServer` does so itself, but late.
+    def _too_many(self, client: str) -> str | None:
+        """Why the connection that has just come may not stay."""
+        most, most_of_client = self._max_connections, self._max_connections_per_client
+        if most is not None and self.connections - len(self._turned_away) >= most:
+            return f"the server has {most} connections, as many as it may; try again later"
+        if most_of_client is not None and client and self._by_client[client] >= most_of_client:
+            return f"{client} has {most_of_client} connections to the server, as many as it may; close some"
+        return None
 
-    Raises:
-        ConfigError: the directory does not exist, `path` is something else than a socket, or something listens there.
-    """
-    path = Path(path)
-    try:
-        if not path.parent.is_dir():
-            raise ConfigError(
-                f"cannot listen on {path}: there is no directory {path.parent}; make it, or choose another path"
-            )
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {path}: {error}; choose another path") from error
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"cannot listen on {path}: it exists and is not a socket; choose another path")
-    if not _is_dead(path):
-        raise ConfigError(f"cannot listen on {path}: it is in use by another server; choose another path")
-
-
-def _is_dead(path: Path) -> bool:
-    """Whether nothing listens on a socket. Where that cannot be told (no permission, another kind) it is alive."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # else it would wait while the other's backlog is full
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except OSError:
-            return False
-        return False
-
-
-def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
-    """A socket bound to `path`, with the device and inode that it got there; in place of a dead one, never of another.
-
-    The loop is not asked to do it, for uvloop puts its socket in the place of whatever socket is there.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode) and _is_dead(path):
-            path.unlink()
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.bind(os.fspath(path))
-        status = path.lstat()
-    except BaseException:
-        sock.close()
-        raise
-    return sock, (status.st_dev, status.st_ino)
+    def _identify_again(self) -> None:
+        for connection in tuple(self._connections):
+            connection.identify_again()

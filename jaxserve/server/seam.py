@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxserve.errors import InferenceError
+from jaxserve.metrics import Observation, Timeline
+from jaxserve.model import Model
 
 Outputs = Mapping[str, np.ndarray]
 OnSettled = Callable[[Outputs | InferenceError], None]
@@ -41,4 +43,52 @@ class InferenceEngine(Protocol):
 
     def describe(self) -> list[dict[str, Any]]:
         """The models and their signatures, as plain values."""
+        ...
+
+
+class ServedEngine(Protocol):
+    """What the servers of standard protocols need beside it, to tell who is ready and to administer."""
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The models that are served, by name."""
+        ...
+
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        deadline_s: float | None,
+        on_settled: OnSettled,
+        priority: int = 0,
+        tenant: str = "",
+        timeline: Timeline | None = None,
+        is_probe: bool = False,
+    ) -> int:
+        """See `InferenceEngine.submit`; fills in the timeline, and counts no probe."""
+        ...
+
+    def cancel(self, ticket: int) -> None:
+        """See `InferenceEngine.cancel`."""
+        ...
+
+    def observe(self) -> Observation:
+        """The state of everything at this moment."""
+        ...
+
+    def now_s(self) -> float:
+        """The engine's clock."""
+        ...
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The models and their signatures, as plain values."""
+        ...
+
+    async def load(self, model: Model) -> None:
+        """Loads one more model."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out."""
         ...

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.server.live import X
 
 
 @contextlib.contextmanager
-def served() -> Iterator[tuple[str, FakeEngine]]:
+def served(**options: Any) -> Iterator[tuple[str, FakeEngine]]:
     """A server in a thread of its own: its address, and its engine."""
     ready: concurrent.futures.Future[tuple[str, FakeEngine]] = concurrent.futures.Future()
     with asyncio.Runner() as runner:
@@ -25,7 +26,7 @@ def served() -> Iterator[tuple[str, FakeEngine]]:
 
         async def serve() -> None:
             engine = FakeEngine()
-            async with NativeServer(engine, linger_s=0.05) as server:
+            async with NativeServer(engine, linger_s=0.05, **options) as server:
                 ready.set_result((server.addresses[0], engine))
                 await done.wait()
 

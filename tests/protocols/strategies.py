@@ -41,7 +41,7 @@ plain = st.recursive(
     max_leaves=8,
 )
 
-hellos = st.builds(messages.Hello, versions, frame_limits, texts)
+hellos = st.builds(messages.Hello, versions, frame_limits, texts, texts)
 welcomes = st.builds(messages.Welcome, st.integers(0, 2**32), frame_limits, st.integers(1, 2**32), texts)
 from_clients = (
     st.builds(messages.Infer, ids, texts, deadlines, named_values, priorities, tenants)

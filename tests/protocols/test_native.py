@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.errors import (
+    ConnectionLost,
     FrameTooLarge,
     InferenceError,
     InvalidInput,
     ModelNotFound,
     ProtocolError,
+    Unauthenticated,
     VersionMismatch,
 )
 from jaxserve.protocols import envelopes, messages, native, shortcuts
@@ -373,9 +375,15 @@ def test_a_bad_handshake_ends_the_connection(end, sent, says):
     assert says in str(error)
 
 
-def test_a_later_version_may_add_elements_to_the_handshake():
-    [hello] = native.Decoder(end="server").feed(native.PREAMBLE + frame([1, 0, [1, 2], 65536, "later", {"more": 1}]))
-    assert hello == messages.Hello([1, 2], 65536, "later")
+@pytest.mark.parametrize("more", [[{"more": 1}], ["", {"more": 1}], [None, 7], ["token", "x"], [1.5]])
+def test_a_later_version_may_add_elements_to_the_handshake(more):
+    [hello] = native.Decoder(end="server").feed(native.PREAMBLE + frame([1, 0, [1, 2], 65536, "later", *more]))
+    assert hello == messages.Hello([1, 2], 65536, "later", more[0] if isinstance(more[0], str) else "")
+
+
+def test_a_hello_without_a_token_is_what_it_was_before_there_were_tokens():
+    assert encoded(messages.Hello([1], 65536, "x")) == frame([1, 0, [1], 65536, "x"])
+    assert encoded(messages.Hello([1], 65536, "x", "t")) == frame([1, 0, [1], 65536, "x", "t"])
 
 
 def test_the_envelope_may_be_the_largest_that_fits_and_no_larger():
@@ -532,7 +540,7 @@ def test_a_bad_request_is_never_sent():
 # Errors on the wire
 
 
-@pytest.mark.parametrize("kind", [ProtocolError, FrameTooLarge, VersionMismatch])
+@pytest.mark.parametrize("kind", [ProtocolError, FrameTooLarge, VersionMismatch, Unauthenticated, ConnectionLost])
 def test_connection_errors_keep_their_type(kind):
     [failure] = opened("client").feed(encoded(native.connection_failure(kind("why"))))
     assert isinstance(failure, messages.Failure)

@@ -51,7 +51,7 @@ def test_a_request_that_would_be_late_is_rejected_and_leaves_no_trace() -> None:
 
 
 def test_a_model_on_no_group_is_rejected() -> None:
-    assert submit(Scheduler(), 0) == Rejected(id=0, predicted_finish_s=math.inf)
+    assert submit(Scheduler(), 0) == Rejected(id=0, predicted_finish_s=math.inf, reason=RefuseReason.DOWN)
 
 
 def test_the_group_whose_last_stage_frees_first_gets_the_request_and_the_lowest_on_a_tie() -> None:
@@ -149,7 +149,7 @@ def test_a_lost_group_fails_what_is_inside_and_gets_nothing_until_it_is_restored
     assert [failed.id for failed in made.fail_group(0, now_s=0.5)] == [0, 2]
     assert submit(made, 4, arrival_s=0.5) == Admitted(1, 3.0, None)
     made.fail_group(1, now_s=0.5)
-    assert submit(made, 5, arrival_s=0.5) == Rejected(id=5, predicted_finish_s=math.inf)
+    assert submit(made, 5, arrival_s=0.5) == Rejected(id=5, predicted_finish_s=math.inf, reason=RefuseReason.DOWN)
     made.restore_group(0)
     assert submit(made, 6, arrival_s=0.75) == Admitted(0, 1.75, 6)
 
@@ -332,7 +332,7 @@ def test_a_group_is_closed_until_the_stage_that_is_stuck_ends() -> None:
     made.stage_done(0, 0, 0, now_s=1.0)
     assert made.find_stuck(now_s=100.0, stuck_after_s=5.0) == [(0, 0)]
     made.stage_done(0, 1, 0, now_s=100.0)
-    assert submit(made, 10, 100.0) == Rejected(id=10, predicted_finish_s=math.inf)
+    assert submit(made, 10, 100.0) == Rejected(id=10, predicted_finish_s=math.inf, reason=RefuseReason.DOWN)
     made.stage_done(0, 0, 1, now_s=101.0)
     assert isinstance(submit(made, 11, 101.0), Admitted)
 

@@ -1,0 +1,180 @@
+"""The Open Inference Protocol over HTTP."""
+
+from aiohttp import web
+
+from jaxserve.errors import InvalidInput, Unsupported
+from jaxserve.protocols.json_text import read_json
+from jaxserve.protocols.open_inference import check_outputs, read_infer, write_infer
+from jaxserve.server.http.answers import JSON, OCTETS, answer, compressed, json_answer
+from jaxserve.server.http.exchange import Exchange
+from jaxserve.server.v2_forms import LOG_SETTINGS, MODEL_VERSION, TRACE_SETTINGS
+
+_LENGTH = "Inference-Header-Content-Length"
+
+
+async def infer(exchange: Exchange) -> web.StreamResponse:
+    """POST /v2/models/{model}[/versions/{version}]/infer."""
+    identity = exchange.identity()
+    body = await exchange.body()
+    limits, headers, route = exchange.service.limits, exchange.request.headers, exchange.route
+    length = headers.get(_LENGTH)
+    asked = read_infer(
+        body,
+        None if length is None else _json_bytes(length),
+        max_tensors=limits.max_tensors,
+        max_json_elements=limits.max_json_elements,
+        max_json_depth=limits.max_json_depth,
+    )
+    if asked.outputs is not None:
+        check_outputs(asked, exchange.service.output_names(route.model))
+    outputs = await exchange.infer(
+        route.model,
+        asked.inputs,
+        identity=identity,
+        version=route.version,
+        deadline_s=exchange.deadline_s(asked.timeout_s),
+        priority=asked.priority,
+        tenant=asked.tenant,
+        request_id=asked.id,
+    )
+    parts, json_bytes = write_infer(asked, outputs, model=route.model, version=MODEL_VERSION)
+    fields = {"X-Request-Id": exchange.request_id}
+    whole, encoding = await compressed(parts, headers.get("Accept-Encoding", ""), is_text=json_bytes is None)
+    if encoding:
+        fields["Content-Encoding"] = encoding
+    if json_bytes is not None:
+        fields[_LENGTH] = str(json_bytes)
+    return answer(whole, JSON if json_bytes is None else OCTETS, headers=fields)
+
+
+def _json_bytes(length: str) -> int:
+    if not length.isascii() or not length.isdigit() or len(length) > 18:
+        raise InvalidInput(f"{_LENGTH} is {length!r:.80}, but must be the number of bytes of JSON in the body")
+    return int(length)
+
+
+async def live(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/health/live."""
+    return _yes_or_no(exchange.service.is_live(), "live")
+
+
+async def ready(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/health/ready."""
+    return _yes_or_no(exchange.service.is_ready(), "ready")
+
+
+async def model_ready(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/models/{model}[/versions/{version}]/ready."""
+    exchange.identity()
+    route = exchange.route
+    exchange.service.description(route.model, route.version)
+    return _yes_or_no(exchange.service.is_model_ready(route.model, route.version), "ready")
+
+
+def _yes_or_no(holds: bool, what: str) -> web.Response:
+    if holds:
+        return json_answer({what: True})
+    return json_answer({what: False, "error": f"not {what}", "code": f"not_{what}"}, status=503)
+
+
+async def server_metadata(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2."""
+    exchange.identity()
+    return json_answer(exchange.service.server_metadata())
+
+
+async def model_metadata(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/models/{model}[/versions/{version}]."""
+    exchange.identity()
+    return json_answer(exchange.service.model_metadata(exchange.route.model, exchange.route.version))
+
+
+async def model_config(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/models/{model}[/versions/{version}]/config."""
+    exchange.identity()
+    return json_answer(exchange.service.model_config(exchange.route.model, exchange.route.version))
+
+
+async def statistics(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/models/stats and /v2/models/{model}[/versions/{version}]/stats."""
+    _observer(exchange)
+    return json_answer(exchange.service.statistics(exchange.route.model, exchange.route.version))
+
+
+async def repository_index(exchange: Exchange) -> web.StreamResponse:
+    """POST /v2/repository/index."""
+    exchange.identity()
+    body = await exchange.body()
+    wanted = read_json(body) if body else {}
+    if type(wanted) is not dict or type(wanted.get("ready", False)) is not bool:
+        raise InvalidInput('the body must be empty, or an object such as {"ready": true}')
+    return json_answer(exchange.service.repository_index(ready_only=wanted.get("ready", False)))
+
+
+async def load(exchange: Exchange) -> web.StreamResponse:
+    """POST /v2/repository/models/{model}/load."""
+    identity = exchange.identity()
+    parameters = await _parameters(exchange)
+    if parameters:
+        raise Unsupported(
+            f"a model is loaded as the server was given it; the parameters {sorted(parameters)!r:.200} change nothing"
+        )
+    await exchange.service.load(exchange.route.model, identity=identity)
+    return json_answer({})
+
+
+async def unload(exchange: Exchange) -> web.StreamResponse:
+    """POST /v2/repository/models/{model}/unload."""
+    identity = exchange.identity()
+    await _parameters(exchange)
+    await exchange.service.unload(exchange.route.model, identity=identity)
+    return json_answer({})
+
+
+async def _parameters(exchange: Exchange) -> dict[str, object]:
+    body = await exchange.body()
+    document = read_json(body) if body else {}
+    parameters = document.get("parameters", {}) if type(document) is dict else None
+    if type(parameters) is not dict:
+        raise InvalidInput('the body must be empty, or an object such as {"parameters": {}}')
+    return parameters
+
+
+async def trace_setting(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/trace/setting, and of a model."""
+    exchange.identity()
+    if exchange.route.model:
+        exchange.service.description(exchange.route.model, exchange.route.version)
+    return json_answer(TRACE_SETTINGS)
+
+
+async def log_settings(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/logging."""
+    exchange.identity()
+    return json_answer(LOG_SETTINGS)
+
+
+async def shared_memory_status(exchange: Exchange) -> web.StreamResponse:
+    """GET /v2/systemsharedmemory/status and /v2/cudasharedmemory/status: there is none."""
+    exchange.identity()
+    return json_answer([])
+
+
+async def nothing_registered(exchange: Exchange) -> web.StreamResponse:
+    """POST /v2/systemsharedmemory/unregister and its like: nothing is registered, so nothing is left to do."""
+    exchange.identity()
+    await exchange.body()
+    return json_answer({})
+
+
+async def unsupported(exchange: Exchange) -> web.StreamResponse:
+    """What the protocol has and this server has not."""
+    exchange.identity()
+    await exchange.body()
+    raise Unsupported(f"{exchange.request.method} {exchange.request.raw_path!r:.200} is not supported by this server")
+
+
+def _observer(exchange: Exchange) -> None:
+    identity = exchange.identity()
+    if not identity.observe:
+        raise identity.cannot_observe()

@@ -1,0 +1,133 @@
+"""A fuzzer of the gRPC server over raw sockets.
+
+A call ends with a status, which is typed: one that says that the server failed must say that a model did. To frames that
+are no right HTTP/2 a server may say anything that is, or nothing; it must only go on with others.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import cast
+
+from jaxserve.protocols.grpc_messages import ModelStreamInferResponse
+from jaxserve.server.grpc_calls import FAILED
+from tests.fuzzing.driver import drive
+from tests.fuzzing.grpc_traffic import Frames, right_call, traffic
+from tests.fuzzing.h2 import Heard
+from tests.fuzzing.http_fuzzer import PATIENCE_S, QUIET_S
+from tests.fuzzing.reports import Report
+from tests.fuzzing.subject import Subject
+
+_ADDRESSES = 200
+_OK, _UNKNOWN, _INTERNAL = 0, 2, 13
+
+
+class Caller(asyncio.Protocol):
+    """One connection, and what is heard on it."""
+
+    def __init__(self, sent: Frames) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._patience_s = PATIENCE_S if sent.is_call else QUIET_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._until_s = self._loop.time() + PATIENCE_S
+        self.heard = Heard()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self.is_closed = False
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The server is there."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Some frames."""
+        answer = self.heard.feed(data)
+        if answer and not self.transport.is_closing():
+            self.transport.write(answer)
+        if (self._patience_s == PATIENCE_S and self.heard.is_over) or self.heard.wrong or self._loop.time() > self._until_s:
+            self._finish()
+        else:
+            self.wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self.is_closed = True
+        self._finish()
+
+    def wait(self) -> None:
+        """Waits for more, as long as it is worth it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.done.done():
+            self._timer = self._loop.call_later(self._patience_s, self._finish)
+
+    def _finish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class GrpcFuzzer:
+    """Sends inputs to the gRPC server, and looks at what comes back.
+
+    Args:
+        subject: the server.
+        seed: with which all inputs are made.
+    """
+
+    name = "grpc"
+
+    def __init__(self, subject: Subject, seed: int) -> None:
+        self._subject = subject
+        self._seed = seed
+        self.report = Report(self.name, seed)
+
+    def input(self, index: int) -> Frames:
+        """The input of this number; some are right, so that it is seen whether others are still served."""
+        return right_call() if index % 64 == 0 else traffic(random.Random(f"{self.name} {self._seed} {index}"))
+
+    async def run(self, indices: Sequence[int]) -> Report:
+        """Sends these inputs."""
+        return await drive(self._subject, self.report, self._attempt, indices)
+
+    async def _attempt(self, index: int) -> None:
+        sent = self.input(index)
+        loop = asyncio.get_running_loop()
+        local = (f"127.0.1.{1 + index % _ADDRESSES}", 0)
+        _, caller = await loop.create_connection(
+            lambda: Caller(sent), "127.0.0.1", self._subject.ports["grpc"], local_addr=local
+        )
+        caller.transport.write(sent.data)
+        await caller.done
+        caller.transport.abort() if index % 5 == 0 else caller.transport.close()
+        heard = caller.heard
+        if heard.status is not None:
+            self.report.outcomes[f"{heard.status} {heard.code}".strip()] += 1
+        else:
+            self.report.outcomes["sent away" if heard.went_away else "closed" if caller.is_closed else "silence"] += 1
+        for what, detail in verdicts(sent, caller):
+            self.report.add(what, detail, index=index, input=sent.data)
+
+
+def verdicts(sent: Frames, caller: Caller) -> list[tuple[str, str]]:
+    """What is wrong with what came back."""
+    heard = caller.heard
+    found: list[tuple[str, str]] = []
+    if heard.wrong is not None:
+        found.append(("what comes back is no HTTP/2", heard.wrong))
+    if heard.status == _UNKNOWN or (heard.status == _INTERNAL and sent.is_call and heard.code != "model_failed"):
+        found.append((f"a call ends with status {heard.status} that is not typed", f"{heard}"))
+    if sent.is_call and heard.status is None:
+        found.append(("a call has no status", f"{heard}, closed {caller.is_closed}"))
+    if sent.answers is not None and heard.status == _OK and len(heard.messages()) != sent.answers:
+        found.append(("a call has another number of answers", f"{len(heard.messages())} for {sent.answers}"))
+    if sent.answers is not None and heard.status not in (_OK, None):
+        found.append(("a call that must succeed does not", f"{heard}"))
+    if sent.is_call and heard.status == _OK:
+        for data in heard.messages():
+            if FAILED.encode() in data:
+                found.append(("a call of a stream failed", str(ModelStreamInferResponse.FromString(data))[:500]))
+    return found
