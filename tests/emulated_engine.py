@@ -32,7 +32,12 @@ def model(name: str = "m", **options: Any) -> Model:
 
 @asynccontextmanager
 async def serving(
-    *models: Model, groups: int = 1, stage_time: StageTime = as_profiled, clock: Any = None, **options: Any
+    *models: Model,
+    groups: int = 1,
+    stage_time: StageTime = as_profiled,
+    clock: Any = None,
+    make: type[Engine] = Engine,
+    **options: Any,
 ) -> AsyncIterator[tuple[Engine, EmulatedCluster]]:
     """Its groups all hold all models but those on the host; by default its clock is the loop's."""
     nothing = (0.0,) * len(STAGES_S)
@@ -57,7 +62,7 @@ async def serving(
     profiles = Profiles(device_kind="test", memory_bytes=0.0, models=dict.fromkeys(names, rows))
     cluster = EmulatedCluster(placed, profiles, stage_time=stage_time)
     clock = clock or asyncio.get_running_loop().time
-    async with Engine(models, placement=Placement(groups=placed), cluster=cluster, clock=clock, **options) as engine:
+    async with make(models, placement=Placement(groups=placed), cluster=cluster, clock=clock, **options) as engine:
         yield engine, cluster
 
 

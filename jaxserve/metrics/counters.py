@@ -33,6 +33,7 @@ class ModelMetrics:
         batches: how often its first stage began: the fewer for as many requests, the more of them ran as one.
         refusals: of the refused, why.
         last_served_s: engine clock of the latest answer, to probes too; NaN before the first.
+        last_answer_s: the same, but for probes.
         latency: seconds from arrival to answer, of those served.
         preparation: seconds from arrival to the decision, of those admitted: pre-processing, and the wait for it.
         queue: seconds from the decision to the begin of the first stage.
@@ -56,6 +57,7 @@ class ModelMetrics:
     batches: int = 0
     refusals: Counter[RefuseReason] = dataclasses.field(default_factory=Counter[RefuseReason])
     last_served_s: float = math.nan
+    last_answer_s: float = math.nan
     latency: Histogram = dataclasses.field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
     preparation: Histogram = dataclasses.field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
     queue: Histogram = dataclasses.field(default_factory=lambda: Histogram(LATENCY_BOUNDS_S))
@@ -88,7 +90,7 @@ class ModelMetrics:
         self.served += 1
         self.rows_served += rows
         self.late += not in_time
-        self.last_served_s = now_s
+        self.last_served_s = self.last_answer_s = now_s
         self.output_s += now_s - computed_s
         self.latencies_s.append(latency_s)
         self.errors_s.append(error_s)

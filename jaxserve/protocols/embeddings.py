@@ -182,11 +182,9 @@ def write_response(
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def write_models(names: Iterable[str], *, created_unix_s: float) -> bytes:
-    """The answer to `GET /v1/models`: every model, also those that embed nothing."""
-    created = int(created_unix_s)
-    models = [{"id": name, "object": "model", "created": created, "owned_by": "jaxserve"} for name in names]
-    return orjson.dumps({"object": "list", "data": models})
+def model(name: str, *, created_unix_s: float) -> dict[str, Any]:
+    """One model as `GET /v1/models` lists it; also one that embeds nothing."""
+    return {"id": name, "object": "model", "created": int(created_unix_s), "owned_by": "jaxserve"}
 
 
 def write_error(message: str, *, http_status: int, code: str, param: str | None = None) -> bytes:

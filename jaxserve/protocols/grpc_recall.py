@@ -9,11 +9,10 @@ equal lengths mostly agree in it, for they have equal shapes.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxserve.protocols.datatypes import Value
-from jaxserve.protocols.infer_request import InferRequest, Parameters
+from jaxserve.protocols.infer_request import InferRequest
 from jaxserve.protocols.protobuf_wire import fields, tag_of
 from jaxserve.protocols.remembered import LONGEST_BYTES, Remembered, Seen, seen_of
 
@@ -22,11 +21,14 @@ _LONGEST_SHORT = 0x7F  # a length up to this takes one byte
 
 
 class Received(NamedTuple):
-    """A request for a model, of a version or of any."""
+    """A request for a model, of a version or, where that is empty, of any."""
 
     model: str
     version: str
     request: InferRequest
+
+
+_new = tuple.__new__  # half the time of `Received(...)`
 
 
 class _Known(NamedTuple):
@@ -56,11 +58,30 @@ def recall(data: bytes, max_tensors: int) -> Received | None:
     Raises:
         InvalidInput: what should be bools is something else.
     """
+    id = ""
+    known = None
     bar = _bars.get(len(data))
     if bar is not None:
         known = _known.get(data[:bar])
-        if known is not None:
-            return _fill(known, "", data, bar, max_tensors)
+    if known is None:  # there may be an id
+        cut = _cut(data)
+        if cut is None:
+            return None
+        id, bar, message = cut
+        known = _known.get(message)
+        if known is None:
+            return None
+    model, version, seen, between = known
+    if len(data) != bar + seen.data_bytes or len(seen.tensors) > max_tensors:  # pyright: ignore
+        return None
+    for offset, constant in between:
+        if not data.startswith(constant, bar + offset):  # pyright: ignore
+            return None
+    return _new(Received, (model, version, seen.fill(id, data, bar)))  # pyright: ignore
+
+
+def _cut(data: bytes) -> tuple[str, int, bytes] | None:
+    """The id of a message, where its bar is, and what stands before that without the id."""
     try:
         start = 2 + data[1]
         if data[start] == VERSION:
@@ -68,42 +89,22 @@ def recall(data: bytes, max_tensors: int) -> Received | None:
         if data[start] != ID or data[start + 1] > _LONGEST_SHORT:
             return None
         stop = start + 2 + data[start + 1]
-    except IndexError:
+        id = data[start + 2 : stop].decode()
+    except (IndexError, UnicodeDecodeError):
         return None
     bar = _bars.get(len(data) - (stop - start))
     if bar is None:
         return None
     bar += stop - start
-    known = _known.get(data[:start] + data[stop:bar])
-    if known is None:
-        return None
-    try:
-        id = data[start + 2 : stop].decode()
-    except UnicodeDecodeError:
-        return None
-    return _fill(known, id, data, bar, max_tensors)
+    return id, bar, data[:start] + data[stop:bar]
 
 
-def _fill(known: _Known, id: str, data: bytes, bar: int, max_tensors: int) -> Received | None:
-    seen = known.seen
-    if len(data) != bar + seen.data_bytes or len(seen.tensors) > max_tensors:
-        return None
-    for offset, constant in known.between:
-        if not data.startswith(constant, bar + offset):
-            return None
-    return Received(known.model, known.version, seen.fill(id, data, bar))
-
-
-def learn(
-    data: bytes, received: Received, inputs: Mapping[str, Value], parameters: Parameters, raw_sizes_bytes: Sequence[int]
-) -> None:
+def learn(data: bytes, received: Received, raw_sizes_bytes: Sequence[int]) -> None:
     """Remembers a request whose fields stand as above, and whose tensors are all raw.
 
     Args:
         data: its message.
         received: what the message is.
-        inputs: its tensors.
-        parameters: of the request.
         raw_sizes_bytes: what each tensor takes.
     """
     if not raw_sizes_bytes or len(data) - sum(raw_sizes_bytes) > LONGEST_BYTES:
@@ -121,7 +122,8 @@ def learn(
     if any(field.value_start - field.start != 2 for field in head[: len(singles)]):
         return
     bar = raw[0].value_start
-    seen = seen_of(inputs, [field.value_start - bar for field in raw], received.request.outputs, parameters)
+    model, version, request = received
+    seen = seen_of(request, [field.value_start - bar for field in raw])
     if seen is None:
         return
     between = [
@@ -134,4 +136,4 @@ def learn(
         message = data[: id_field.start] + data[id_field.stop : bar]
         id_bytes = id_field.stop - id_field.start
     _bars.keep(len(data) - id_bytes, bar - id_bytes)
-    _known.keep(message, _Known(received.model, received.version, seen, between))
+    _known.keep(message, _Known(model, version, seen, between))

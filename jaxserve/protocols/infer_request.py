@@ -1,6 +1,5 @@
 """Open Inference Protocol (V2): a request and its answers as HTTP and gRPC alike have them."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,9 +34,8 @@ class RequestedOutput(NamedTuple):
     classification: int = 0
 
 
-@dataclasses.dataclass(slots=True)
-class InferRequest:
-    """An inference request of the protocol; not frozen, because that would take a microsecond.
+class InferRequest(NamedTuple):
+    """An inference request of the protocol; a tuple, because a codec can make one from a part that it remembers.
 
     Attributes:
         id: what the client calls it, to be sent back; empty for none.
@@ -57,7 +55,7 @@ class InferRequest:
     timeout_s: float | None = None
     priority: int = 0
     tenant: str = ""
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=lambda: NONE)
+    parameters: Mapping[str, Any] = NONE
 
 
 class Answer(NamedTuple):

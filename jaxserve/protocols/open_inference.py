@@ -82,18 +82,19 @@ def read_infer(
         id, members = _split(head)
         seen = _seen.get(members) if members is not None else None
         if seen is not None and len(body) == json_bytes + seen.data_bytes and len(seen.tensors) <= max_tensors:
-            return seen.fill(id, body, json_bytes)
+            return seen.fill(id, body if type(body) is bytes else memoryview(body).toreadonly(), json_bytes)
     document = _read_document(body, json_bytes, head, max_json_elements, max_json_depth)
     id = check_id(document.get("id", ""))
     parameters = read_parameters(_parameters_of(document, "the request"))
     outputs = _read_outputs(document, parameters.binary_output, max_tensors)
     entries = _entries(document, "inputs", max_tensors)
     inputs = _read_inputs(entries, body, json_bytes)
+    request = InferRequest(id, inputs, outputs, *parameters)
     if members is not None and b'"id"' not in members and b"\\" not in members:  # it has no second id
-        seen = None if any("data" in entry for entry in entries) else seen_of(inputs, None, outputs, parameters)
+        seen = None if any("data" in entry for entry in entries) else seen_of(request)
         if seen is not None:
             _seen.keep(members, seen)
-    return InferRequest(id, inputs, outputs, *parameters)
+    return request
 
 
 def _split(head: bytes) -> tuple[str, bytes | None]:

@@ -9,7 +9,7 @@ protobuf once and remembered; the id and the raw tensors, which differ, are fiel
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -22,6 +22,7 @@ from jaxserve.protocols.infer_request import (
     LONGEST_ID,
     MAX_TENSORS,
     NONE,
+    Answer,
     InferRequest,
     RequestedOutput,
     answers,
@@ -35,7 +36,7 @@ from jaxserve.protocols.infer_request import (
 from jaxserve.protocols.json_text import MAX_ELEMENTS
 from jaxserve.protocols.protobuf_wire import fields, tag_of, varint
 from jaxserve.protocols.remembered import Remembered
-from jaxserve.protocols.tensors import Buffer, Malformed
+from jaxserve.protocols.tensors import COPY_UP_TO_BYTES, Buffer, Malformed, tensor_view
 
 SMALL_BYTES = 64 * 1024
 """A message up to this size is parsed without further thought."""
@@ -88,7 +89,7 @@ def receive(data: bytes, *, max_tensors: int = MAX_TENSORS, max_elements: int = 
     request = InferRequest(check_id(message.id), inputs, outputs, *parameters)
     received = Received(message.model_name, message.model_version, request)
     if raw and not any(isinstance(value, list) for value in inputs.values()):
-        learn(data, received, inputs, parameters, list(map(len, raw)))
+        learn(data, received, list(map(len, raw)))
     return received
 
 
@@ -236,7 +237,20 @@ def _strings(shape: tuple[int, ...], elements: Sequence[bytes], *, what: str) ->
 
 # Writing
 
-_forms: Remembered[tuple[Any, ...], bytes] = Remembered()
+
+class _Form(NamedTuple):
+    """A serialised answer without its id and its data, which differ.
+
+    Attributes:
+        opening: all fields but those, and the tag and the length of the first raw tensor.
+        others: the tags and the lengths of the other ones.
+    """
+
+    opening: bytes
+    others: Sequence[bytes]
+
+
+_forms: Remembered[tuple[Any, ...], _Form] = Remembered()
 
 
 def write_infer(request: InferRequest, outputs: Mapping[str, Value], *, model: str, version: str = "1") -> bytes:
@@ -272,39 +286,49 @@ def write_stream_error(text: str, *, id: str = "", model: str = "", version: str
 
 
 def _answer(request: InferRequest, outputs: Mapping[str, Value], model: str, version: str) -> list[Buffer]:
+    """The parts of an answer. Fields may stand in any order, so the id comes last."""
     asked = request.outputs
-    key = _form_key(asked, outputs, model, version)
-    form = _forms.get(key) if key is not None else None
-    if form is not None:
-        values = outputs.values() if asked is None else [outputs[output.name] for output in asked]
-    else:
-        found = answers(request, outputs)
-        values = [answer.value for answer in found]
-        response = ModelInferResponse(model_name=model, model_version=version)
-        for answer in found:
-            response.outputs.add(name=answer.name, datatype=answer.datatype, shape=answer.shape)
-        form = response.SerializeToString()
-        if key is not None and all(isinstance(value, np.ndarray) for value in values):  # a list says not how long it is
-            _forms.keep(key, form)
-    parts: list[Buffer] = [form]
-    if request.id:
-        id = request.id.encode()
-        parts += (_ID_OUT, varint(len(id)), id)
-    for value in values:
-        data = to_raw(value)
-        parts += (_RAW_OUT, varint(len(data)), data)
-    return parts
-
-
-def _form_key(asked: Any, outputs: Mapping[str, Value], model: str, version: str) -> tuple[Any, ...] | None:
-    """What an answer depends on but for its id and its data; None where a value is no array."""
+    form = key = None
     try:
         if len(outputs) == 1:  # almost always; half the time of the general case
             [(name, value)] = outputs.items()
-            return model, version, asked, name, value.dtype, value.shape  # pyright: ignore
-        return model, version, asked, tuple([(name, value.dtype, value.shape) for name, value in outputs.items()])  # pyright: ignore
-    except AttributeError:
-        return None
+            form = _forms.get(key := (model, version, asked, name, value.dtype, value.shape))  # pyright: ignore
+            if form is not None:
+                parts = [form.opening, value.tobytes() if value.nbytes <= COPY_UP_TO_BYTES else tensor_view(value)]  # pyright: ignore
+                return parts if not request.id else _with_id(parts, request.id)
+        else:
+            layout = tuple([(name, value.dtype, value.shape) for name, value in outputs.items()])  # pyright: ignore
+            form = _forms.get(key := (model, version, asked, layout))
+    except AttributeError:  # a list, which says not how long it is when serialised
+        key = None
+    if form is None:
+        found = answers(request, outputs)
+        values = [answer.value for answer in found]
+        form = _make_form(found, model, version)
+        if key is not None and all(isinstance(value, np.ndarray) and value.dtype.isnative for value in values):
+            _forms.keep(key, form)
+    else:
+        values = outputs.values() if asked is None else [outputs[output.name] for output in asked]
+    parts: list[Buffer] = [form.opening]
+    for head, value in zip((b"", *form.others), values, strict=False):
+        parts += (head, to_raw(value))
+    return parts if not request.id else _with_id(parts, request.id)
+
+
+def _with_id(parts: list[Buffer], id: str) -> list[Buffer]:
+    encoded = id.encode()
+    return [*parts, _ID_OUT, varint(len(encoded)), encoded]
+
+
+def _make_form(found: Sequence[Answer], model: str, version: str) -> _Form:
+    response = ModelInferResponse(model_name=model, model_version=version)
+    heads: list[bytes] = []
+    for answer in found:
+        response.outputs.add(name=answer.name, datatype=answer.datatype, shape=answer.shape)
+        value = answer.value
+        size_bytes = len(to_raw(value)) if isinstance(value, list) else value.nbytes
+        heads.append(_RAW_OUT + varint(size_bytes))
+    return _Form(b"".join((response.SerializeToString(), *heads[:1])), heads[1:])
 
 
 def _final_parameter() -> bytes:

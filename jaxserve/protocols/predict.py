@@ -201,10 +201,10 @@ def _with_literals(value: Any) -> orjson.Fragment:
     return orjson.Fragment(b"".join(part for pair in zip(pieces, [*literals, b""], strict=True) for part in pair))
 
 
-def write_status(state: State, reason: str = "") -> bytes:
+def status(state: State, reason: str = "") -> dict[str, Any]:
     """The answer to `GET /v1/models/{model}`: the state of its one version, and why it is not to be had."""
-    status = {"error_code": "UNAVAILABLE" if reason else "OK", "error_message": reason}
-    return orjson.dumps({"model_version_status": [{"version": "1", "state": state, "status": status}]})
+    error = {"error_code": "UNAVAILABLE" if reason else "OK", "error_message": reason}
+    return {"model_version_status": [{"version": "1", "state": state, "status": error}]}
 
 
 def write_metadata(description: Description) -> bytes:

@@ -75,33 +75,23 @@ class Inference:
         call = Call(self._service, context)
         identity = call.identity()  # before the message is read
         data = await self._reading.message(context)
-        received = self._receive(data)
-        outputs = await self._run(call, identity, received, len(data))
-        return write_infer(received.request, outputs, model=received.model, version=MODEL_VERSION)
-
-    def _receive(self, data: bytes) -> Received:
         limits = self._limits
         received = receive(data, max_tensors=limits.max_tensors, max_elements=limits.max_json_elements)
-        if received.request.outputs is not None:
-            check_outputs(received.request, self._service.output_names(received.model))
-        return received
+        outputs = await self._run(call, identity, received, len(data))
+        return write_infer(received.request, outputs, model=received.model, version=MODEL_VERSION)
 
     async def _run(self, call: Call, identity: Identity, received: Received, size_bytes: int) -> Outputs:
         if self._stopped:
             raise EngineStopped(_STOPPED)
+        model, version, request = received
+        if request.outputs is not None:
+            check_outputs(request, self._service.output_names(model))
         if size_bytes > SMALL_BYTES:
-            if self._buffered_bytes + size_bytes > self._limits.max_buffered_bytes:
-                raise TooManyInFlight(
-                    f"unanswered requests take {self._buffered_bytes} bytes, and {self._limits.max_buffered_bytes} are "
-                    f"allowed; wait for answers before sending more",
-                    retry_after_s=1.0,
-                )
-            self._buffered_bytes += size_bytes
+            self._buffer(size_bytes)
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            model, version, request = received
             return await self._service.infer(
                 model,
                 request.inputs,
@@ -125,6 +115,16 @@ class Inference:
                 self._buffered_bytes -= size_bytes
             if self._draining:
                 self._settled.set()
+
+    def _buffer(self, size_bytes: int) -> None:
+        """Counts what a large request takes until it is answered."""
+        if self._buffered_bytes + size_bytes > self._limits.max_buffered_bytes:
+            raise TooManyInFlight(
+                f"unanswered requests take {self._buffered_bytes} bytes, and {self._limits.max_buffered_bytes} are "
+                f"allowed; wait for answers before sending more",
+                retry_after_s=1.0,
+            )
+        self._buffered_bytes += size_bytes
 
     # A stream of requests
 
@@ -165,7 +165,8 @@ class Inference:
         try:
             if self._draining:
                 raise EngineStopped("the server is draining; the request was not taken")
-            received = self._receive(data)
+            limits = self._limits
+            received = receive(data, max_tensors=limits.max_tensors, max_elements=limits.max_json_elements)
             outputs = await self._run(call, call.identity(), received, len(data))
             return write_stream_answer(received.request, outputs, model=received.model, version=MODEL_VERSION)
         except JaxserveError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from jaxserve.errors import InvalidInput, Unsupported
+from jaxserve.errors import InvalidInput, ModelNotFound, Unsupported
 from jaxserve.protocols.grpc_messages import HEALTH, INFERENCE, from_plain, message_class, methods
 from jaxserve.server.grpc_calls import Call, Reading, guarded
 from jaxserve.server.grpc_infer import Inference
@@ -75,7 +75,6 @@ class Methods:
             self._server_live,
             self._server_ready,
             self._model_ready,
-            self._server_metadata,
             self._check,
         )
 
@@ -107,7 +106,8 @@ class Methods:
         if message.service in ("", INFERENCE, HEALTH):
             ready = self._service.is_ready()
         else:
-            self._service.description(message.service)  # the protocol wants to be told what is unknown
+            if not self._service.has(message.service):  # the protocol wants to be told so
+                raise ModelNotFound(f"no model {message.service!r:.200} is served")
             ready = self._service.is_model_ready(message.service)
         return {"status": "SERVING" if ready else "NOT_SERVING"}
 
@@ -117,21 +117,21 @@ class Methods:
         return self._service.server_metadata()
 
     async def _model_metadata(self, call: Call, message: Any) -> Answer:
-        return self._service.model_metadata(message.name, message.version)
+        return self._service.model_metadata(message.name, message.version, identity=call.identity())
 
     async def _model_config(self, call: Call, message: Any) -> Answer:
-        return {"config": self._service.model_config(message.name, message.version)}
+        return {"config": self._service.model_config(message.name, message.version, identity=call.identity())}
 
     async def _model_statistics(self, call: Call, message: Any) -> Answer:
         identity = call.identity()
         if not identity.observe:
             raise identity.cannot_observe()
-        return self._service.statistics(message.name, message.version)
+        return self._service.statistics(message.name, message.version, identity=identity)
 
     # Administration
 
     async def _repository_index(self, call: Call, message: Any) -> Answer:
-        return {"models": self._service.repository_index(ready_only=message.ready)}
+        return {"models": self._service.repository_index(identity=call.identity(), ready_only=message.ready)}
 
     async def _load(self, call: Call, message: Any) -> Answer:
         if message.parameters:

@@ -140,6 +140,7 @@ class GrpcServer:
 def channel_options(limits: Limits) -> list[tuple[str, int]]:
     """The limits as gRPC has them."""
     idle_ms = round(1000 * limits.keepalive_timeout_s)
+    calls = min(_CALLS_PER_CONNECTION * limits.max_connections, 2**30)
     return [
         ("grpc.so_reuseport", 0),  # or two servers would share a port, and neither know
         ("grpc.max_receive_message_length", limits.max_body_bytes),  # after decompression
@@ -147,6 +148,11 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
         ("grpc.max_concurrent_streams", limits.max_in_flight_per_client),
+        # gRPC's own protections against overload end calls without a word that clients could act on, some by chance.
+        # What is too much is refused by name here, or waits at the client for a place on its connection.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.server.max_pending_requests", calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.server_handshake_timeout_ms", round(1000 * limits.head_timeout_s)),
         ("grpc.max_connection_idle_ms", idle_ms),

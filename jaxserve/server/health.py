@@ -37,7 +37,7 @@ class Health:
         self._ready_within_s = ready_within_s
         self._loop = asyncio.get_running_loop()
         self._within_s = ready_within_s
-        self._all_answered = asyncio.Event()
+        self._answer_came = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._questions = itertools.count()
         self._asked: dict[int, tuple[str, int]] = {}  # question -> model and ticket, of what is not answered
@@ -49,7 +49,9 @@ class Health:
         self._ask()
         with contextlib.suppress(TimeoutError):  # who has not answered by then is not ready
             async with asyncio.timeout(self._within_s):
-                await self._all_answered.wait()
+                while self._asked:
+                    self._answer_came.clear()
+                    await self._answer_came.wait()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -63,6 +65,18 @@ class Health:
     def within_s(self) -> float:
         """Seconds within which a model must have answered to be ready."""
         return self._within_s
+
+    async def ask(self, model: str) -> None:
+        """Asks a model that has just been loaded, and waits for its answer, for as long as it may take to be ready."""
+        self._asked_s.pop(model, None)
+        served = self._engine.models.get(model)
+        if served is not None:
+            question = self._ask_one(model, served, self._engine.now_s())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._within_s):
+                    while question in self._asked:
+                        self._answer_came.clear()
+                        await self._answer_came.wait()
 
     def drain(self) -> None:
         """From now on nothing is ready."""
@@ -106,11 +120,9 @@ class Health:
                 not observed.now_s - latest_s < every_s
             ):  # what has not answered is asked again: by another group perhaps
                 self._ask_one(name, model, observed.now_s)
-        if not self._asked:
-            self._all_answered.set()
         self._timer = self._loop.call_later(every_s / 2, self._ask)
 
-    def _ask_one(self, name: str, model: Model, now_s: float) -> None:
+    def _ask_one(self, name: str, model: Model, now_s: float) -> int:
         question = next(self._questions)
         self._asked[question] = (name, -1)
         self._asked_s[name] = now_s
@@ -123,11 +135,11 @@ class Health:
         )
         if question in self._asked:
             self._asked[question] = (name, ticket)
+        return question
 
     def _answered(self, question: int, result: Outputs | InferenceError) -> None:
         model, _ = self._asked.pop(question)
-        if not self._asked:
-            self._all_answered.set()
+        self._answer_came.set()
         if not isinstance(result, InferenceError):
             if self._wrong.pop(model, None) is not None:
                 _log.info("model %s answers again", model)

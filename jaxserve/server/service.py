@@ -90,7 +90,8 @@ class Service:
         self._logs_requests = logs_requests
         self._tracing = tracing
         self._in_flight: dict[str, int] = {}
-        self._waiting: dict[int, _Answer] = {}
+        self._waiting: dict[int, tuple[str, _Answer]] = {}  # ticket -> protocol and answer
+        self._administering = asyncio.Lock()
         self._busy: dict[str, str] = {}  # models that are being loaded or unloaded
         self._wrong: dict[str, str] = {}  # models that could not be loaded
         self._prefix = secrets.token_hex(4)
@@ -162,7 +163,7 @@ class Service:
             timeline=timeline,
         )
         if answer.result is None:
-            self._waiting[ticket] = answer
+            self._waiting[ticket] = protocol, answer
             self._in_flight[who] = self._in_flight.get(who, 0) + 1
             try:
                 await answer.wait()
@@ -179,6 +180,8 @@ class Service:
         if timeline is not None:
             self._trace(timeline, result, model, request_id, protocol, identity, traceparent)
         if isinstance(result, InferenceError):
+            if isinstance(result, ModelNotFound):
+                result = self._no_model(model, identity)
             self._tell(result, model, request_id, protocol, identity)
             raise result
         return result
@@ -237,12 +240,13 @@ class Service:
                 },
             )
 
-    def stop_in_flight(self) -> None:
-        """Answers whatever still waits with `EngineStopped`."""
+    def stop_in_flight(self, protocol: str) -> None:
+        """Answers what still waits of a protocol with `EngineStopped`."""
         error = EngineStopped("the server stopped before the request was answered")
-        for ticket, answer in list(self._waiting.items()):
-            answer(error)
-            self.engine.cancel(ticket)
+        for ticket, (spoken, answer) in list(self._waiting.items()):
+            if spoken == protocol:
+                answer(error)
+                self.engine.cancel(ticket)
 
     @property
     def in_flight(self) -> int:
@@ -267,6 +271,10 @@ class Service:
         """Whether requests are taken and every model is ready."""
         return self.health.is_ready()
 
+    def has(self, model: str, version: str = "") -> bool:
+        """Whether a model is served."""
+        return model in self.engine.models and version in ("", v2_forms.MODEL_VERSION)
+
     def is_model_ready(self, model: str, version: str = "") -> bool:
         """Whether an inference of a model was answered lately; False for one that is unknown."""
         return version in ("", v2_forms.MODEL_VERSION) and self.health.is_model_ready(model)
@@ -277,19 +285,29 @@ class Service:
         """What the server is."""
         return v2_forms.server_metadata()
 
-    def description(self, model: str, version: str = "") -> dict[str, Any]:
-        """What a model takes and returns, as the engine gives it.
+    def description(self, model: str, version: str = "", *, identity: Identity) -> dict[str, Any]:
+        """What a model takes and returns, as the engine gives it, for somebody who may use or administer it.
 
         Raises:
+            PermissionDenied: the identity may not.
             ModelNotFound: there is no such model, or version.
         """
+        if not _may_see(identity, model):
+            raise identity.cannot_infer(model)
         for description in self.engine.describe():
             if description["name"] == model:
                 if version not in ("", v2_forms.MODEL_VERSION):
                     raise _no_version(model, version)
                 return description
-        there = ", ".join(sorted(self.engine.models)) or "none"
-        raise ModelNotFound(f"no model {model!r:.200} is served; there are {there:.1000}")
+        raise self._no_model(model, identity)
+
+    def visible(self, identity: Identity) -> list[str]:
+        """The models that are served and that the identity may use or administer."""
+        return [name for name in self.engine.models if _may_see(identity, name)]
+
+    def _no_model(self, model: str, identity: Identity) -> ModelNotFound:
+        there = ", ".join(sorted(self.visible(identity))) or "none"
+        return ModelNotFound(f"no model {model!r:.200} is served; there are {there:.1000}")
 
     def output_names(self, model: str) -> Iterable[str]:
         """The names of a model's outputs.
@@ -298,46 +316,50 @@ class Service:
             ModelNotFound: there is no such model.
         """
         served = self.engine.models.get(model)
-        return self.description(model)["outputs"] if served is None else served.returns
+        if served is None:
+            raise ModelNotFound(f"no model {model!r:.200} is served")
+        return served.returns
 
-    def model_metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    def model_metadata(self, model: str, version: str = "", *, identity: Identity) -> dict[str, Any]:
         """What a model takes and returns."""
-        return v2_forms.model_metadata(self.description(model, version))
+        return v2_forms.model_metadata(self.description(model, version, identity=identity))
 
-    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+    def model_config(self, model: str, version: str = "", *, identity: Identity) -> dict[str, Any]:
         """How a model is served."""
-        return v2_forms.model_config(self.description(model, version))
+        return v2_forms.model_config(self.description(model, version, identity=identity))
 
-    def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
-        """What one model has done, or each."""
+    def statistics(self, model: str = "", version: str = "", *, identity: Identity) -> dict[str, Any]:
+        """What one model has done, or each that the identity may see."""
         if model:
-            self.description(model, version)
+            self.description(model, version, identity=identity)
         observed = self.engine.observe()
         since_1970_s = time.time() - observed.now_s
         statistics = [
             v2_forms.model_statistics(
                 name,
                 each,
-                last_inference_ms=round(1000 * (since_1970_s + each.metrics.last_served_s))
+                last_inference_ms=round(1000 * (since_1970_s + each.metrics.last_answer_s))
                 if each.metrics.served
                 else 0,
             )
             for name, each in observed.models.items()
-            if model in ("", name)
+            if model in ("", name) and _may_see(identity, name)
         ]
         return {"model_stats": statistics}
 
     # ------------------------------------------------------------------------------------------------ administration
 
-    def repository_index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
-        """The models that are known, and what state they are in."""
+    def repository_index(self, *, identity: Identity, ready_only: bool = False) -> list[dict[str, Any]]:
+        """The models that are known and that the identity may see, and what state they are in."""
         readiness = self.health.readiness()
         index: list[dict[str, Any]] = []
         for name in dict.fromkeys((*self.engine.models, *self._known)):
-            if readiness.get(name, False):
-                state, reason = "READY", ""
-            elif name in self._busy:
+            if not _may_see(identity, name):
+                continue
+            if name in self._busy:
                 state, reason = self._busy[name], ""
+            elif readiness.get(name, False):
+                state, reason = "READY", ""
             elif name in self.engine.models:
                 state, reason = "UNAVAILABLE", self.health.reasons().get(name, "it has not answered lately")
             else:
@@ -347,7 +369,7 @@ class Service:
         return index
 
     async def load(self, model: str, *, identity: Identity) -> None:
-        """Loads a model that is known; does nothing where it is loaded.
+        """Loads a model that is known, and sees that it answers; does nothing where it is loaded.
 
         Raises:
             AdministrationOff, PermissionDenied: the identity may not.
@@ -355,20 +377,23 @@ class Service:
             JaxserveError: it could not be loaded.
         """
         self._check_administers(identity, model)
-        if model in self.engine.models:
-            return
-        if model not in self._known:
-            raise ModelNotFound(f"no model {model!r:.200} is known; there are {', '.join(sorted(self._known)):.1000}")
-        self._busy[model] = "LOADING"
-        try:
-            await self.engine.load(self._known[model])
-        except Exception as error:
-            self._wrong[model] = f"it could not be loaded: {error}"
-            raise
-        finally:
-            del self._busy[model]
-        self._wrong.pop(model, None)
-        _log.info("model loaded", extra={"model": model, "client": identity.name})
+        async with self._administering:
+            if model in self.engine.models:
+                return
+            if model not in self._known:
+                there = ", ".join(sorted(name for name in self._known if _may_see(identity, name)))
+                raise ModelNotFound(f"no model {model!r:.200} is known; there are {there:.1000}")
+            self._busy[model] = "LOADING"
+            try:
+                await self.engine.load(self._known[model])
+                await self.health.ask(model)
+            except Exception as error:
+                self._wrong[model] = f"it could not be loaded: {error}"
+                raise
+            finally:
+                del self._busy[model]
+            self._wrong.pop(model, None)
+            _log.info("model loaded", extra={"model": model, "client": identity.name})
 
     async def unload(self, model: str, *, identity: Identity) -> None:
         """Takes a model out once what is inside is answered.
@@ -378,14 +403,16 @@ class Service:
             ModelNotFound: it is not loaded.
         """
         self._check_administers(identity, model)
-        self.description(model)
-        self._known.setdefault(model, self.engine.models[model])
-        self._busy[model] = "UNLOADING"
-        try:
-            await self.engine.unload(model)
-        finally:
-            del self._busy[model]
-        _log.info("model unloaded", extra={"model": model, "client": identity.name})
+        async with self._administering:
+            if model not in self.engine.models:
+                raise self._no_model(model, identity)
+            self._known.setdefault(model, self.engine.models[model])
+            self._busy[model] = "UNLOADING"
+            try:
+                await self.engine.unload(model)
+            finally:
+                del self._busy[model]
+            _log.info("model unloaded", extra={"model": model, "client": identity.name})
 
     def _check_administers(self, identity: Identity, model: str) -> None:
         if not identity.admin:
@@ -395,6 +422,10 @@ class Service:
             )
         if not identity.may_administer(model):
             raise identity.cannot_administer(model)
+
+
+def _may_see(identity: Identity, model: str) -> bool:
+    return identity.may_infer(model) or identity.may_administer(model)
 
 
 def _no_version(model: str, version: str) -> ModelNotFound:

@@ -255,8 +255,10 @@ def test_probes_move_only_the_time_of_the_last_answer() -> None:
             caller.call(is_probe=True)
             await until(4.0)
             assert metrics.last_served_s == 3.5
-            for options in ({}, {"deadline_s": 4.0}, {"deadline_s": 0.5}, {"length": 5}):
-                caller.call(is_probe=True, **options)  # raises, expires, is refused, is invalid
+            caller.call(is_probe=True)  # raises
+            caller.call(is_probe=True, deadline_s=4.0)  # expires
+            caller.call(is_probe=True, deadline_s=0.5)  # is refused
+            caller.call(is_probe=True, length=5)  # is invalid
             engine.cancel(caller.call(is_probe=True))
             await until(200.0)
             probes = [type(result) for result in caller.results[1:]]

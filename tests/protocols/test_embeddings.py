@@ -136,9 +136,7 @@ def test_an_embedding_must_be_finite(as_base64):
 
 
 def test_models():
-    listed = orjson.loads(embeddings.write_models(["minilm", "mlp"], created_unix_s=1.7e9))
-    assert listed["object"] == "list"
-    models = [Model.model_validate(each) for each in listed["data"]]
+    models = [Model.model_validate(embeddings.model(name, created_unix_s=1.7e9)) for name in ("minilm", "mlp")]
     assert [(each.id, each.created, each.object, each.owned_by) for each in models] == [
         ("minilm", 1_700_000_000, "model", "jaxserve"),
         ("mlp", 1_700_000_000, "model", "jaxserve"),

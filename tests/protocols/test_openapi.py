@@ -299,7 +299,8 @@ def test_embeddings_fit_their_schema(as_base64):
 
 
 def test_other_answers_fit_their_schemas():
-    check(predict.write_status("LOADING", "soon"), "ModelStatus")
+    check(orjson.dumps(predict.status("LOADING", "soon") | embeddings.model("a", created_unix_s=1.5)), "ModelStatus")
     check(predict.write_metadata(MIXED), "ModelSignatures")
-    check(embeddings.write_models(["a"], created_unix_s=1.5), "ModelList")
+    listed = {"object": "list", "data": [embeddings.model("a", created_unix_s=1.5)]}
+    check(orjson.dumps(listed), "ModelList")
     check(embeddings.write_error("no", http_status=400, code="invalid_input", param="input"), "OpenAIError")

@@ -236,12 +236,12 @@ def test_complex_numbers_have_no_form():
 
 
 def test_status():
-    assert orjson.loads(predict.write_status("AVAILABLE")) == {
+    assert predict.status("AVAILABLE") == {
         "model_version_status": [
             {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         ]
     }
-    [version] = orjson.loads(predict.write_status("END", "unloaded"))["model_version_status"]
+    [version] = predict.status("END", "unloaded")["model_version_status"]
     assert version["status"] == {"error_code": "UNAVAILABLE", "error_message": "unloaded"}
 
 

@@ -13,8 +13,6 @@ from tests.protocols_live.flavours import FLAVOURS, INVALID, NOT_FOUND, REFUSED,
 from tests.protocols_live.live import LIMITS, LiveServer
 from tests.protocols_live.models import PATIENCE_S
 
-STOPPED_BY_HTTP = pytest.mark.xfail(strict=True, reason="HttpServer.drain stops what other servers still serve")
-PROTECTED = pytest.mark.xfail(strict=True, reason="gRPC's own protection resets streams in place of a typed refusal")
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 
 
@@ -23,7 +21,6 @@ async def _all_at_once(caller: Caller, method: str, count: int, **options: Any) 
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-@pytest.mark.xfail(strict=True, reason="Service.load and Service.unload of one model get in each other's way: KeyError")
 @pytest.mark.parametrize("flavour", [each for each in FLAVOURS if each.is_async], ids=lambda flavour: flavour.name)
 def test_models_are_unloaded_and_loaded_by_several_at_once(live: LiveServer, flavour: Flavour) -> None:
     headers = live.authorization("operator")
@@ -42,11 +39,8 @@ def test_models_are_unloaded_and_loaded_by_several_at_once(live: LiveServer, fla
 
 @pytest.mark.parametrize(
     "flavour",
-    [
-        pytest.param(flavour, id=flavour.name, marks=PROTECTED if flavour.is_grpc else ())
-        for flavour in FLAVOURS
-        if flavour.is_async
-    ],
+    [each for each in FLAVOURS if each.is_async],
+    ids=lambda flavour: flavour.name,
 )
 def test_more_at_once_than_a_client_may_are_served_or_refused(live: LiveServer, flavour: Flavour) -> None:
     with Caller(flavour, live.public) as caller:
@@ -121,10 +115,7 @@ def test_who_waits_for_a_server_that_stops_is_told(live: LiveServer, flavour: Fl
             caller.call("is_server_live")
 
 
-@pytest.mark.parametrize(
-    "flavour",
-    [pytest.param(flavour, id=flavour.name, marks=STOPPED_BY_HTTP if flavour.is_grpc else ()) for flavour in FLAVOURS],
-)
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda flavour: flavour.name)
 def test_who_is_inside_is_served_before_a_server_stops(live: LiveServer, flavour: Flavour) -> None:
     def stop() -> "concurrent.futures.Future[Any]":
         live.until_in_flight(door, 1)

@@ -113,7 +113,6 @@ def test_a_call_succeeds(live: LiveServer, flavour: Flavour, method: str) -> Non
         SUCCEEDS[method](caller, live)
 
 
-@pytest.mark.xfail(strict=True, reason="Service.load does not ask the model for its first answer")
 def test_a_model_is_ready_once_it_is_loaded(live: LiveServer, caller: Caller) -> None:
     """Clients look right after `load_model`, and give up if it is not."""
     headers = live.authorization("operator")

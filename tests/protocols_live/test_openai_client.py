@@ -59,7 +59,6 @@ def test_more_texts_than_a_batch(client: openai.OpenAI) -> None:
     np.testing.assert_array_equal([each.embedding for each in answer.data], count_letters(texts) / 2)
 
 
-@pytest.mark.xfail(strict=True, reason="embed submits all batches at once, and each counts as a request of the client")
 def test_more_batches_than_may_be_in_flight(client: openai.OpenAI) -> None:
     most_rows = 4
     texts = ["text"] * (most_rows * (LIMITS.max_in_flight_per_client + 1))
@@ -82,7 +81,6 @@ def test_the_list_has_what_a_token_may_use(live: LiveServer) -> None:
     assert "fails" not in names
 
 
-@pytest.mark.xfail(strict=True, reason="GET /v1/models/{model} answers in TensorFlow Serving's form alone")
 def test_one_model(client: openai.OpenAI) -> None:
     model = client.models.retrieve("letters")
     assert (model.id, model.object, model.owned_by) == ("letters", "model", "jaxserve")

@@ -92,7 +92,7 @@ WRONG_PREDICT: Mapping[str, tuple[str, Any, int, str, str]] = {
     "model": ("/v1/models/nothing:predict", {"instances": ROWS}, 404, "model_not_found", "no model 'nothing'"),
     "version": ("/v1/models/affine/versions/7:predict", {"instances": ROWS}, 404, "model_not_found", "no version '7'"),
     "raises": ("/v1/models/fails:predict", {"instances": [[-1, 0, 0, 0]]}, 500, "model_failed", "no root"),
-    "verb": ("/v1/models/affine:classify", {"examples": []}, 405, "wrong_method", "POST is not possible"),
+    "verb": ("/v1/models/affine:classify", {"examples": []}, 501, "unsupported", "ask for predictions with `:predict`"),
 }
 
 

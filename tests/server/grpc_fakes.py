@@ -83,38 +83,35 @@ class FakeService:
     def is_model_ready(self, model: str, version: str = "") -> bool:
         return model == "echo" and version in ("", "1")
 
-    def description(self, model: str, version: str = "") -> dict[str, Any]:
-        if model not in ("echo", "held"):
-            raise ModelNotFound(f"no model {model!r} is served")
-        return {"name": model}
+    def has(self, model: str, version: str = "") -> bool:
+        return model in ("echo", "held")
 
     def output_names(self, model: str) -> list[str]:
-        self.description(model)
         return ["x"]
 
     def server_metadata(self) -> dict[str, Any]:
         return {"name": "jaxserve", "version": "0", "extensions": ["classification"]}
 
-    def model_metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    def model_metadata(self, model: str, version: str = "", *, identity: Identity) -> dict[str, Any]:
         tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-        return self.description(model) | {"versions": ["1"], "platform": "p", "inputs": tensors, "outputs": tensors}
+        return self._described(model) | {"versions": ["1"], "platform": "p", "inputs": tensors, "outputs": tensors}
 
-    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+    def model_config(self, model: str, version: str = "", *, identity: Identity) -> dict[str, Any]:
         tensors = [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}]
-        return self.description(model) | {
-            "max_batch_size": 8,
-            "input": tensors,
-            "parameters": {"a": {"string_value": "b"}},
-        }
+        parameters = {"a": {"string_value": "b"}}
+        return self._described(model) | {"max_batch_size": 8, "input": tensors, "parameters": parameters}
 
-    def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
+    def _described(self, model: str) -> dict[str, Any]:
+        if not self.has(model):
+            raise ModelNotFound(f"no model {model!r} is served")
+        return {"name": model}
+
+    def statistics(self, model: str = "", version: str = "", *, identity: Identity) -> dict[str, Any]:
         return {"model_stats": [{"name": model or "echo", "inference_stats": {"success": {"count": 2, "ns": 3}}}]}
 
-    def repository_index(self, *, ready_only: bool = False) -> list[dict[str, Any]]:
+    def repository_index(self, *, identity: Identity, ready_only: bool = False) -> list[dict[str, Any]]:
         index = [{"name": "echo", "version": "1", "state": "READY", "reason": ""}]
-        return (
-            index if ready_only else [*index, {"name": "held", "version": "1", "state": "UNAVAILABLE", "reason": "r"}]
-        )
+        return index if ready_only else [*index, {"name": "held", "version": "1", "state": "UNAVAILABLE", "reason": "r"}]
 
     async def load(self, model: str, *, identity: Identity) -> None:
         self._administer("load", model, identity)

@@ -64,28 +64,23 @@ async def some_requests(engine: Engine) -> None:
     await until(asyncio.get_running_loop().time() + 10.0)
 
 
-class WithMemory:
-    """An engine on devices that tell of their memory."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
+class WithMemory(Engine):
+    """An engine on a device that tells of its memory."""
 
     def observe(self) -> Observation:
-        memory = [DeviceMemory(device=3, in_use_bytes=10, limit_bytes=2**37)]
-        return dataclasses.replace(self._engine.observe(), memory=memory)
+        return dataclasses.replace(
+            super().observe(), memory=[DeviceMemory(device=3, in_use_bytes=10, limit_bytes=2**37)]
+        )
 
 
 def families() -> Mapping[str, Metric]:
     """Every family that is exported, by name."""
 
     async def main() -> dict[str, Metric]:
-        async with serving(model()) as (engine, _), Health(engine) as health:
+        async with serving(model(), make=WithMemory) as (engine, _), Health(engine) as health:
             await some_requests(engine)
             prometheus = Prometheus(
-                WithMemory(engine),
+                engine,
                 health,
                 connections=lambda: {"http": 1},
                 connections_refused=lambda: {"http": 1},

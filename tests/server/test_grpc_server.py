@@ -319,7 +319,7 @@ def test_a_deadline_that_passes_and_a_client_that_cancels():
 
 def test_only_health_is_for_those_without_a_token():
     async def main() -> None:
-        open_methods = {"ServerLive", "ServerReady", "ModelReady", "ServerMetadata"}
+        open_methods = {"ServerLive", "ServerReady", "ModelReady"}
         async with served(service=FakeService(token="t")) as at, at.channel() as channel:
             for name, method in methods(INFERENCE).items():
                 if method.client_streaming:

@@ -349,8 +349,8 @@ def test_the_group_on_the_host_is_there_with_its_models() -> None:
 
 def test_devices_that_tell_of_their_memory_are_listed() -> None:
     async def main() -> None:
-        async with serving(model()) as (engine, _):
-            found = scrape(Prometheus(WithMemory(engine), Health(engine)))
+        async with serving(model(), make=WithMemory) as (engine, _):
+            found = scrape(Prometheus(engine, Health(engine)))
             assert of(found, "jaxserve_device_memory_in_use_bytes", device="3") == 10
             assert of(found, "jaxserve_device_memory_limit_bytes", device="3") == 2**37
 

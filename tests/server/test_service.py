@@ -114,7 +114,7 @@ def test_what_is_in_flight_at_the_end_gets_an_error_of_its_own():
             calls = [asyncio.create_task(infer(service)) for _ in range(3)]
             await asyncio.sleep(0)
             assert service.in_flight == 3
-            service.stop_in_flight()
+            service.stop_in_flight("test")
             await asyncio.wait(calls)
             for call in calls:
                 assert isinstance(call.exception(), EngineStopped)
@@ -150,14 +150,14 @@ def test_models_are_unloaded_and_loaded_by_those_who_may():
                     await call("m", identity=ANYBODY)
                 with pytest.raises(PermissionDenied, match="may not administer model 'n'"):
                     await call("n", identity=TEAM)
-            assert [each["state"] for each in service.repository_index()] == ["READY", "READY"]
+            assert [each["state"] for each in service.repository_index(identity=ANYBODY)] == ["READY", "READY"]
             await service.unload("m", identity=TEAM)
             assert not service.is_model_ready("m")
-            assert service.repository_index() == [
+            assert service.repository_index(identity=ANYBODY) == [
                 {"name": "n", "version": "1", "state": "READY", "reason": ""},
                 {"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
             ]
-            assert [each["name"] for each in service.repository_index(ready_only=True)] == ["n"]
+            assert [each["name"] for each in service.repository_index(identity=ANYBODY, ready_only=True)] == ["n"]
             with pytest.raises(ModelNotFound, match="no model 'm' is served; there are n"):
                 await infer(service)
             with pytest.raises(ModelNotFound):
@@ -178,7 +178,7 @@ def test_statistics_add_up():
                 await infer(service)
             with pytest.raises(DeadlineRefused):
                 await infer(service, deadline_s=0.1)
-            [statistics] = service.statistics("m")["model_stats"]
+            [statistics] = service.statistics("m", identity=ANYBODY)["model_stats"]
             assert (statistics["inference_count"], statistics["execution_count"]) == (3, 3)
             counted = statistics["inference_stats"]
             assert counted["success"] == {"count": 3, "ns": 3_000_000_000}
@@ -187,7 +187,7 @@ def test_statistics_add_up():
             assert counted["queue"] == {"count": 3, "ns": 0}
             assert [batch["batch_size"] for batch in statistics["batch_stats"]] == [1]
             with pytest.raises(ModelNotFound):
-                service.statistics("nobody")
+                service.statistics("nobody", identity=ANYBODY)
 
     in_time(test)
 

@@ -332,15 +332,16 @@ def test_a_collector_that_hangs_does_not_keep_the_server() -> None:
             answers.wait()
             return super().export(spans)
 
+    others = threading.enumerate()
     exporter = Hanging()
     traces = OpenTelemetry(exporter=exporter)
     traces.record(SERVED, now_s=103.0, model="m", code="served", request_id="", protocol="http", traceparent=None)
     traces.close(patience_s=0.01)
     assert exporter.get_finished_spans() == ()
     answers.set()
-    for thread in threading.enumerate():
-        if thread.name in ("jaxserve-tracing-close", "OtelBatchSpanRecordProcessor"):
-            thread.join(10.0)
+    for thread in set(threading.enumerate()).difference(others):
+        thread.join(10.0)
+    assert len(exporter.get_finished_spans()) == 5
 
 
 @pytest.mark.parametrize("endpoint", [None, "", "127.0.0.1:4318", "grpc://127.0.0.1:4317", "http://", "http://host /"])

@@ -21,7 +21,11 @@ from jaxserve.protocols.openapi.plain_schemas import OPENAI, TENSORFLOW
 from jaxserve.protocols.openapi.schemas import OPEN_INFERENCE, TEXT, Schema, ref
 from jaxserve.request import LONGEST_TENANT
 
-OPEN_PATHS = frozenset({"/", "/page/{file}", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_OF_MODEL = "/v2/models/{model}"
+OPEN_PATHS = frozenset(
+    {"/", "/page/{file}", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+    | {f"{_OF_MODEL}/ready", f"{_OF_MODEL}/versions/{{version}}/ready"}
+)
 """Where no token is wanted although others want one, unless said otherwise."""
 
 MOST_MODELS = 100

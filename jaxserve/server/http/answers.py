@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from jaxserve.errors import JaxserveError
+from jaxserve.errors import AdministrationOff, JaxserveError
 from jaxserve.protocols.statuses import status_of
 from jaxserve.protocols.tensors import Buffer
 from jaxserve.server.http.body import Refused
@@ -54,7 +54,7 @@ def error_parts(error: JaxserveError) -> tuple[int, str, dict[str, str]]:
     headers: dict[str, str] = {}
     if status.retry_after_s is not None:
         headers["Retry-After"] = str(status.retry_after_s)
-    elif status.http == 503:
+    elif status.http == 503 and not isinstance(error, AdministrationOff):
         headers["Retry-After"] = "1"
     elif status.http == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="jaxserve"'

@@ -102,7 +102,7 @@ class Exchange:
             given = headers.get(name)
             if given is not None:
                 try:
-                    seconds = max(check_deadline(float(given)) * unit_s, sys.float_info.min)
+                    seconds = max(check_deadline(float(given.replace("_", "x"))) * unit_s, sys.float_info.min)
                 except ValueError as error:
                     raise InvalidInput(
                         f"the header {name} is {given!r:.80}, but must be a finite number greater than 0"

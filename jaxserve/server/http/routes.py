@@ -47,6 +47,7 @@ _OF_MODEL: Mapping[tuple[str, ...], Mapping[str, Handler]] = {
 }
 _OF_REPOSITORY: Mapping[str, Mapping[str, Handler]] = {"load": _post(v2.load), "unload": _post(v2.unload)}
 _PREDICT = ":predict"
+_NOT_PREDICT = (":classify", ":regress")
 
 
 class Routes:
@@ -89,6 +90,8 @@ def _find(path: str) -> Route | None:
             return Route(_post(v1.predict_model), model.removesuffix(_PREDICT))
         case ["v1", "models", model, "versions", version] if version.endswith(_PREDICT) and model:
             return Route(_post(v1.predict_model), model, version.removesuffix(_PREDICT))
+        case ["v1", "models", model] if model.endswith(_NOT_PREDICT):
+            return Route(_post(v1.unsupported))
         case ["v1", "models", model] if model:
             return Route(_get(v1.model_status), model)
         case ["v1", "models", model, "versions", version] if model and version:

@@ -29,6 +29,8 @@ _log = logging.getLogger("jaxserve.http")
 _BACKLOG = 1024
 _LOOK_EVERY_S = 1.0
 _TLS_SHUTDOWN_S = 1.0
+_OPENAI = "/v1/"
+"""Below it, unknown paths are asked for by OpenAI's clients: those of TensorFlow Serving know `/v1/models` only."""
 
 
 class HttpServer:
@@ -172,7 +174,7 @@ class HttpServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._until_idle()
-        self._service.stop_in_flight()
+        self._service.stop_in_flight("http")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):  # for those answers to be taken
                 await self._until_idle()
@@ -232,15 +234,17 @@ class HttpServer:
                     exchange = Exchange(self._service, self._site, request, route, request_id=request_id, share=share)
                     response = await handler(exchange)
                 except JaxserveError as error:
-                    response = self._refuse(error, route, request_id)
+                    response = self._refuse(error, route, request.raw_path)
                 except ConnectionError:
                     raise
                 except Exception:
                     _log.exception("a request failed", extra={"request_id": request_id, "path": request.raw_path[:200]})
                     failed = JaxserveError("the server failed for a reason that is its own; its log says more")
-                    response = self._refuse(failed, route, request_id)
+                    response = self._refuse(failed, route, request.raw_path)
             if self._draining:
                 response.force_close()
+            if not response.prepared:
+                response.headers["X-Request-Id"] = request_id
             self.answered[response.status] += 1
             return response
         except asyncio.CancelledError:
@@ -250,8 +254,8 @@ class HttpServer:
             self._handling -= 1
             self._idle.set()
 
-    def _refuse(self, error: JaxserveError, route: Route | None, request_id: str) -> web.Response:
-        if route is not None and route.is_openai:
+    def _refuse(self, error: JaxserveError, route: Route | None, path: str) -> web.Response:
+        if path.startswith(_OPENAI) if route is None else route.is_openai:
             status, code, headers = error_parts(error)
             param = getattr(error, "details", {}).get("param")
             body = write_error(str(error), http_status=status, code=code, param=None if param is None else str(param))
@@ -260,7 +264,6 @@ class HttpServer:
                 response.force_close()
         else:
             response = error_answer(error)
-        response.headers["X-Request-Id"] = request_id
         return response
 
 

@@ -2,25 +2,27 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
-from jaxserve.errors import InvalidInput
+from jaxserve.errors import InvalidInput, Unsupported
 from jaxserve.protocols import embeddings, predict
 from jaxserve.protocols.json_text import read_json
-from jaxserve.server.http.answers import JSON, answer, compressed
+from jaxserve.server.http.answers import JSON, answer, compressed, json_answer
 from jaxserve.server.http.exchange import Exchange
 
 _BEGAN_S = time.time()
+_AT_ONCE = 32
+"""Batches of one request for embeddings, of which there may be hundreds: its client is not to take all places."""
 
 
 async def predict_model(exchange: Exchange) -> web.StreamResponse:
     """POST /v1/models/{model}[/versions/{version}]:predict."""
     identity = exchange.identity()
     body, route = await _read(exchange), exchange.route
-    if not identity.may_infer(route.model):
-        raise identity.cannot_infer(route.model)
-    description = exchange.service.description(route.model, route.version)
+    description = exchange.service.description(route.model, route.version, identity=identity)
     asked = predict.read_request(body, description)
     outputs = await exchange.infer(
         route.model,
@@ -33,45 +35,53 @@ async def predict_model(exchange: Exchange) -> web.StreamResponse:
 
 
 async def model_status(exchange: Exchange) -> web.StreamResponse:
-    """GET /v1/models/{model}."""
-    exchange.identity()
-    route = exchange.route
-    exchange.service.description(route.model, route.version)
+    """GET /v1/models/{model}: as TensorFlow Serving answers it and, beside that, as OpenAI does."""
+    identity, route = exchange.identity(), exchange.route
+    exchange.service.description(route.model, route.version, identity=identity)
     is_ready = exchange.service.is_model_ready(route.model, route.version)
-    return answer(predict.write_status("AVAILABLE" if is_ready else "LOADING"), JSON)
+    status = predict.status("AVAILABLE" if is_ready else "LOADING")
+    return json_answer(status | embeddings.model(route.model, created_unix_s=_BEGAN_S))
 
 
 async def model_metadata(exchange: Exchange) -> web.StreamResponse:
     """GET /v1/models/{model}/metadata."""
+    identity, route = exchange.identity(), exchange.route
+    description = exchange.service.description(route.model, route.version, identity=identity)
+    return answer(predict.write_metadata(description), JSON)
+
+
+async def unsupported(exchange: Exchange) -> web.StreamResponse:
+    """POST /v1/models/{model}:classify and :regress."""
     exchange.identity()
-    return answer(
-        predict.write_metadata(exchange.service.description(exchange.route.model, exchange.route.version)), JSON
-    )
+    await exchange.body()
+    raise Unsupported(f"{exchange.request.raw_path!r:.200} is not supported; ask for predictions with `:predict`")
 
 
 async def list_models(exchange: Exchange) -> web.StreamResponse:
     """GET /v1/models, as OpenAI's clients ask for it."""
-    identity = exchange.identity()
-    names = [name for name in exchange.service.engine.models if identity.may_infer(name)]
-    return answer(embeddings.write_models(names, created_unix_s=_BEGAN_S), JSON)
+    names = exchange.service.visible(exchange.identity())
+    return json_answer({"object": "list", "data": [embeddings.model(name, created_unix_s=_BEGAN_S) for name in names]})
 
 
 async def embed(exchange: Exchange) -> web.StreamResponse:
     """POST /v1/embeddings."""
     identity = exchange.identity()
     asked = embeddings.read_request(await _read(exchange))
-    if not identity.may_infer(asked.model):
-        raise identity.cannot_infer(asked.model)
-    description = exchange.service.description(asked.model)
+    description = exchange.service.description(asked.model, identity=identity)
     batches = embeddings.batches_of(asked, description)
     deadline_s = exchange.deadline_s()
     embedder = exchange.service.engine.models[asked.model].embedder
     assert embedder is not None  # else there were no batches
-    calls = [exchange.infer(asked.model, batch, identity=identity, deadline_s=deadline_s) for batch in batches]
+    at_once = asyncio.Semaphore(max(1, min(_AT_ONCE, exchange.service.limits.max_in_flight_per_client // 2)))
+
+    async def infer(batch: Mapping[str, list[str]]) -> Mapping[str, Any]:
+        async with at_once:
+            return await exchange.infer(asked.model, batch, identity=identity, deadline_s=deadline_s)
+
     count = embedder.count_tokens
     try:
         async with asyncio.TaskGroup() as tasks:
-            outputs = [tasks.create_task(call) for call in calls]
+            outputs = [tasks.create_task(infer(batch)) for batch in batches]
             tokens = None if count is None else tasks.create_task(asyncio.to_thread(count, asked.texts))
     except ExceptionGroup as group:  # the first to fail has had the others cancelled
         raise group.exceptions[0] from None
@@ -94,7 +104,7 @@ async def _read(exchange: Exchange) -> object:
 
 async def _answer(exchange: Exchange, body: bytes) -> web.Response:
     whole, encoding = await compressed([body], exchange.request.headers.get("Accept-Encoding", ""), is_text=True)
-    fields = {"X-Request-Id": exchange.request_id}
+    fields = {"Vary": "Accept-Encoding"}
     if encoding:
         fields["Content-Encoding"] = encoding
     return answer(whole, JSON, headers=fields)

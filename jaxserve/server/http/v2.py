@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from jaxserve.errors import InvalidInput, Unsupported
+from jaxserve.errors import InvalidInput, ModelNotFound, Unsupported
 from jaxserve.protocols.json_text import read_json
 from jaxserve.protocols.open_inference import check_outputs, read_infer, write_infer
 from jaxserve.server.http.answers import JSON, OCTETS, answer, compressed, json_answer
@@ -38,7 +38,7 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
         request_id=asked.id,
     )
     parts, json_bytes = write_infer(asked, outputs, model=route.model, version=MODEL_VERSION)
-    fields = {"X-Request-Id": exchange.request_id}
+    fields: dict[str, str] = {}
     whole, encoding = await compressed(parts, headers.get("Accept-Encoding", ""), is_text=json_bytes is None)
     if encoding:
         fields["Content-Encoding"] = encoding
@@ -65,9 +65,9 @@ async def ready(exchange: Exchange) -> web.StreamResponse:
 
 async def model_ready(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/models/{model}[/versions/{version}]/ready."""
-    exchange.identity()
     route = exchange.route
-    exchange.service.description(route.model, route.version)
+    if not exchange.service.has(route.model, route.version):
+        raise ModelNotFound(f"no model {route.model!r:.200} of version {route.version or 'any'!r:.80} is served")
     return _yes_or_no(exchange.service.is_model_ready(route.model, route.version), "ready")
 
 
@@ -85,30 +85,32 @@ async def server_metadata(exchange: Exchange) -> web.StreamResponse:
 
 async def model_metadata(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/models/{model}[/versions/{version}]."""
-    exchange.identity()
-    return json_answer(exchange.service.model_metadata(exchange.route.model, exchange.route.version))
+    identity, route = exchange.identity(), exchange.route
+    return json_answer(exchange.service.model_metadata(route.model, route.version, identity=identity))
 
 
 async def model_config(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/models/{model}[/versions/{version}]/config."""
-    exchange.identity()
-    return json_answer(exchange.service.model_config(exchange.route.model, exchange.route.version))
+    identity, route = exchange.identity(), exchange.route
+    return json_answer(exchange.service.model_config(route.model, route.version, identity=identity))
 
 
 async def statistics(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/models/stats and /v2/models/{model}[/versions/{version}]/stats."""
-    _observer(exchange)
-    return json_answer(exchange.service.statistics(exchange.route.model, exchange.route.version))
+    identity, route = exchange.identity(), exchange.route
+    if not identity.observe:
+        raise identity.cannot_observe()
+    return json_answer(exchange.service.statistics(route.model, route.version, identity=identity))
 
 
 async def repository_index(exchange: Exchange) -> web.StreamResponse:
     """POST /v2/repository/index."""
-    exchange.identity()
+    identity = exchange.identity()
     body = await exchange.body()
     wanted = read_json(body) if body else {}
     if type(wanted) is not dict or type(wanted.get("ready", False)) is not bool:
         raise InvalidInput('the body must be empty, or an object such as {"ready": true}')
-    return json_answer(exchange.service.repository_index(ready_only=wanted.get("ready", False)))
+    return json_answer(exchange.service.repository_index(identity=identity, ready_only=wanted.get("ready", False)))
 
 
 async def load(exchange: Exchange) -> web.StreamResponse:
@@ -142,9 +144,9 @@ async def _parameters(exchange: Exchange) -> dict[str, object]:
 
 async def trace_setting(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/trace/setting, and of a model."""
-    exchange.identity()
-    if exchange.route.model:
-        exchange.service.description(exchange.route.model, exchange.route.version)
+    identity, route = exchange.identity(), exchange.route
+    if route.model:
+        exchange.service.description(route.model, route.version, identity=identity)
     return json_answer(TRACE_SETTINGS)
 
 
@@ -172,9 +174,3 @@ async def unsupported(exchange: Exchange) -> web.StreamResponse:
     exchange.identity()
     await exchange.body()
     raise Unsupported(f"{exchange.request.method} {exchange.request.raw_path!r:.200} is not supported by this server")
-
-
-def _observer(exchange: Exchange) -> None:
-    identity = exchange.identity()
-    if not identity.observe:
-        raise identity.cannot_observe()
