@@ -606,11 +606,11 @@ class Engine:
             self._begin(group, next_stage, batch_id, now_s)
         if work.leaving is not None and work.error is not None:
             _log.warning("model %s could not be brought to group %d: %s", work.model.name, group, work.error)
-        if stage + 1 == self._cluster.stages[group] and work.leaving is None and work.error is None and work.is_counted:
+        if stage + 1 == self._cluster.stages[group] and work.leaving is None and work.error is None and work.counted:
             metrics = self._metrics[work.model.name]
             metrics.end(
                 rows=sum(job.request.rows for job in work.jobs),
-                requests=len(work.jobs),
+                requests=work.counted,
                 compute_s=now_s - work.stages[0][0],
             )
         for outcome in step.outcomes:
@@ -644,8 +644,9 @@ class Engine:
                     each.metrics.preparation.observe(each.decided_s - each.arrival_s)
                     each.metrics.queue.observe(now_s - each.decided_s)
                 each.work = work
-            work.is_counted = any(each.metrics is not self._probes for each in pending)
-            if work.is_counted:
+            work.begun_s = now_s
+            work.counted = sum(each.metrics is not self._probes for each in pending)
+            if work.counted:
                 self._metrics[batch.model].begin(
                     rows=batch.rows,
                     volume=self._volumes[batch.model][batch.bucket],
@@ -664,6 +665,7 @@ class Engine:
         job_times = group.end(0, now_s)
         pending = self._pending[job.request.id]
         if pending.timeline is not None:
+            pending.timeline.begun_s = began_s
             pending.timeline.stages.append(job_times)
             pending.timeline.rows = job.request.rows
         metrics, rows = pending.metrics, job.request.rows
@@ -828,6 +830,7 @@ class Engine:
         timeline.predicted_finish_s = pending.predicted_finish_s
         timeline.settled_s = self._clock()
         if pending.work is not None:
+            timeline.begun_s = pending.work.begun_s
             timeline.stages = list(pending.work.stages)
             timeline.rows = sum(job.request.rows for job in pending.work.jobs)
 
@@ -860,18 +863,23 @@ class Engine:
     def observe(self) -> Observation:
         """The state of everything at this moment."""
         now_s = self._clock()
+        held: list[list[str]] = [[] for _ in self._scheduler.groups]
+        for name, holders in self._groups_of.items():
+            for group in holders:
+                held[group].append(name)
+        weight_bytes = self._weight_bytes()
         groups = [
             GroupObservation(
                 metrics=metrics,
                 intra_op=config.intra_op,
                 devices=config.devices,
-                models=[name for name, held in self._groups_of.items() if index in held],
+                models=held[index],
                 resident_spares=state.residency.resident,
                 healthy=state.healthy and state.stuck is None,
                 stuck=state.stuck is not None,
                 queue=state.queue_length,
                 in_flight=state.in_flight,
-                weight_bytes=self._weight_bytes(index, state.stages),
+                weight_bytes=weight_bytes[index],
             )
             for index, (state, metrics, config) in enumerate(
                 zip(self._scheduler.groups, self._group_metrics, (*self._placement.groups, _HOST), strict=True)
@@ -895,14 +903,15 @@ class Engine:
             memory=self._cluster.memory(),
         )
 
-    def _weight_bytes(self, group: int, stages: int) -> list[float]:
-        """What all models take on each device of each stage; of spares, what those take that are there."""
-        total = [0.0] * stages
-        residency = self._scheduler.groups[group].residency
+    def _weight_bytes(self) -> list[list[float]]:
+        """Of each group, what all models take on each device of each stage; of spares, those that are there."""
+        groups = self._scheduler.groups
+        totals = [[0.0] * group.stages for group in groups]
         for (index, name), weight_bytes in self._weights.items():
-            if index == group and (not residency.has(name) or name in residency.resident):
-                total = [one + other for one, other in zip(total, weight_bytes, strict=True)]
-        return total
+            residency = groups[index].residency
+            if not residency.has(name) or name in residency.resident:
+                totals[index] = [one + other for one, other in zip(totals[index], weight_bytes, strict=True)]
+        return totals
 
     def describe(self) -> list[dict[str, Any]]:
         """What each model takes and returns, as plain values.

@@ -47,7 +47,8 @@ class Work:
         jobs: one or more; their rows lie one after another in this order.
         leaving: where there are none, and the model's weights are to be brought to the stages, one after another: the
             models whose weights leave for them.
-        is_counted: whether anybody wants it counted, which nobody does of what only shows that the model answers.
+        counted: how many of the jobs are counted, which those are not that only show that the model answers.
+        begun_s: when its first stage began, by the engine's clock.
         stages: begin and end of each stage that has ended, by the engine's clock.
         error: what the model raised. That weights could not be brought to a stage is told by the last one, after those
             that leave have left all stages.
@@ -58,7 +59,8 @@ class Work:
     bucket: int
     jobs: Sequence[Job]
     leaving: Sequence[str] | None = None
-    is_counted: bool = True
+    counted: int = 0
+    begun_s: float = math.nan
     stages: list[tuple[float, float]] = dataclasses.field(default_factory=list[tuple[float, float]])
     error: Exception | None = None
 

@@ -14,7 +14,8 @@ class Timeline:
         group: that admitted it; -1 where none did.
         predicted_finish_s: as it was promised.
         rows: of the batch that it ran in, 0 where it did not.
-        stages: begin and end of each stage that ran it; in the order of stages.
+        begun_s: when its batch began on the first stage.
+        stages: begin and end of each stage that has ended; in the order of stages.
         settled_s: when it was answered, in whatever way.
     """
 
@@ -23,5 +24,6 @@ class Timeline:
     group: int = -1
     predicted_finish_s: float = math.nan
     rows: int = 0
+    begun_s: float = math.nan
     stages: list[tuple[float, float]] = dataclasses.field(default_factory=list[tuple[float, float]])
     settled_s: float = math.nan

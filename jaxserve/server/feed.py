@@ -75,7 +75,7 @@ class Feed:
     def _look(self) -> dict[str, Any]:
         observed = self._engine.observe()
         status = observed.to_json()
-        readiness = self._health.readiness()
+        readiness = self._health.readiness(observed)
         outlook = self._outlook
         expected = {} if outlook is None else outlook.per_model
         utilization = () if outlook is None else outlook.utilization

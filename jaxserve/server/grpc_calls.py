@@ -6,6 +6,7 @@ taken in, and a message that does not come is not waited for without end.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -87,6 +88,9 @@ class Reading:
             self._timer.cancel()
 
 
+_HEADERS = frozenset({"authorization", "x-request-id", "x-tenant", "traceparent"})
+
+
 class Call:
     """A call of one method.
 
@@ -98,13 +102,21 @@ class Call:
     __slots__ = ("_authorization", "_service", "context", "request_id", "tenant", "traceparent")
 
     def __init__(self, service: Service, context: Any) -> None:
-        metadata = dict(context.invocation_metadata())
         self._service = service
-        self._authorization = metadata.get("authorization")
+        self._authorization = None
         self.context = context
-        self.request_id = metadata.get("x-request-id", "")[:LONGEST_REQUEST_ID]
-        self.tenant = metadata.get("x-tenant", "")
-        self.traceparent = metadata.get("traceparent")
+        self.request_id = self.tenant = ""
+        self.traceparent = None
+        for name, value in context.invocation_metadata():
+            if name in _HEADERS:  # almost never: there is one for each call that is none of them
+                if name == "authorization":
+                    self._authorization = value
+                elif name == "x-request-id":
+                    self.request_id = value[:LONGEST_REQUEST_ID]
+                elif name == "x-tenant":
+                    self.tenant = value
+                else:
+                    self.traceparent = value
 
     def identity(self) -> Identity:
         """Who makes it.
@@ -116,9 +128,7 @@ class Call:
 
     def client(self) -> str:
         """The address of the client, without its port."""
-        kind, _, address = self.context.peer().partition(":")
-        host = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else address
-        return unquote(host).strip("[]") if kind == "ipv6" else host
+        return _host_of(self.context.peer())
 
     def deadline_s(self, asked_s: float | None) -> float | None:
         """Seconds that are left: the less of what the client waits and of what the request asks for.
@@ -132,6 +142,14 @@ class Call:
         if left_s <= 0.0:
             raise DeadlineExceeded("the deadline of the call passed before it was read")
         return left_s if asked_s is None else min(left_s, asked_s)
+
+
+@functools.lru_cache(maxsize=4096)
+def _host_of(peer: str) -> str:
+    """The address without its port, of what gRPC calls the other end of a connection."""
+    kind, _, address = peer.partition(":")
+    host = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else address
+    return unquote(host).strip("[]") if kind == "ipv6" else host
 
 
 async def refuse(context: Any, error: JaxserveError) -> None:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 
 from jaxserve.errors import InferenceError, QueueFull
+from jaxserve.metrics import Observation
 from jaxserve.model import Model
 from jaxserve.server.seam import Outputs, ServedEngine
 
@@ -84,16 +85,16 @@ class Health:
 
     def is_ready(self) -> bool:
         """Whether the server takes requests, and every model is ready."""
-        readiness = self.readiness()
-        return not self._draining and self._engine.observe().accepting and all(readiness.values())
+        observed = self._engine.observe()
+        return not self._draining and observed.accepting and all(self.readiness(observed).values())
 
     def is_model_ready(self, model: str) -> bool:
         """Whether a model was answered lately; False for one that is not served."""
         return self.readiness().get(model, False)
 
-    def readiness(self) -> Mapping[str, bool]:
-        """Of every model, whether it is ready."""
-        observed = self._engine.observe()
+    def readiness(self, observed: Observation | None = None) -> Mapping[str, bool]:
+        """Of every model, whether it is ready; by what was observed just now, if anything was."""
+        observed = self._engine.observe() if observed is None else observed
         return {
             name: not self._draining
             and observed.accepting

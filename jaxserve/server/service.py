@@ -169,6 +169,8 @@ class Service:
                 await answer.wait()
             except asyncio.CancelledError:
                 self.engine.cancel(ticket)
+                if timeline is not None and answer.result is not None:
+                    self._trace(timeline, answer.result, model, request_id, protocol, identity, traceparent)
                 raise
             finally:
                 del self._waiting[ticket]

@@ -151,10 +151,7 @@ class OpenTelemetry:
         if timeline.group >= 0:
             request.set_attribute("jaxserve.group", timeline.group)
             request.set_attribute("jaxserve.predicted_s", timeline.predicted_finish_s - arrival_s)
-            if timeline.stages:
-                child("queue", timeline.decided_s, timeline.stages[0][0])
-            elif not timeline.rows:
-                child("queue", timeline.decided_s, settled_s)
+            child("queue", timeline.decided_s, settled_s if math.isnan(timeline.begun_s) else timeline.begun_s)
         for index, (begin_s, end_s) in enumerate(timeline.stages):
             child("stage", begin_s, end_s, **{"jaxserve.stage": index, "jaxserve.rows": timeline.rows})
         if code != "served" and code not in _CALLERS:

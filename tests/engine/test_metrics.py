@@ -84,9 +84,9 @@ def test_queue_stages_batches_padding_and_errors_are_what_the_script_says() -> N
         assert (filled(group.stages[1].duration), group.stages[1].duration.sum) == ({0.5: 2}, 1.0)
         assert attainment(observed) == [1.0, 1.0, 1.0]
         assert caller.timelines == [
-            Timeline(0.0, 0.0, 0, 1.5, 1, [(0.0, 1.0), (1.0, 1.5)], 1.5),
-            Timeline(0.25, 0.25, 0, 2.5, 3, [(1.0, 2.25), (2.25, 2.75)], 2.75),
-            Timeline(0.5, 0.5, 0, 2.5, 3, [(1.0, 2.25), (2.25, 2.75)], 2.75),
+            Timeline(0.0, 0.0, 0, 1.5, 1, 0.0, [(0.0, 1.0), (1.0, 1.5)], 1.5),
+            Timeline(0.25, 0.25, 0, 2.5, 3, 1.0, [(1.0, 2.25), (2.25, 2.75)], 2.75),
+            Timeline(0.5, 0.5, 0, 2.5, 3, 1.0, [(1.0, 2.25), (2.25, 2.75)], 2.75),
         ]
 
     run(main())
@@ -195,7 +195,7 @@ def test_what_is_admitted_counts_with_its_preprocessing() -> None:
             assert (filled(counted.queue), counted.queue.sum) == ({0.001: 1}, 0.0)
             assert (filled(counted.latency), counted.latency.sum) == ({2.5: 1}, 2.0)
             assert caller.timelines == [
-                Timeline(10.0, 10.5, 0, 12.0, 1, [(10.5, 11.5), (11.5, 12.0)], 12.0),
+                Timeline(10.0, 10.5, 0, 12.0, 1, 10.5, [(10.5, 11.5), (11.5, 12.0)], 12.0),
             ]
 
     asyncio.run(main())

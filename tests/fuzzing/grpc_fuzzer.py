@@ -26,6 +26,7 @@ class Caller(asyncio.Protocol):
     """One connection, and what is heard on it."""
 
     def __init__(self, sent: Frames) -> None:
+        self._sent = sent
         self._loop = asyncio.get_running_loop()
         self._patience_s = PATIENCE_S if sent.is_call else QUIET_S
         self._timer: asyncio.TimerHandle | None = None
@@ -38,6 +39,7 @@ class Caller(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The server is there."""
         self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._sent.data)  # before anything that answers the server's first frames
         self.wait()
 
     def data_received(self, data: bytes) -> None:
@@ -100,7 +102,6 @@ class GrpcFuzzer:
         _, caller = await loop.create_connection(
             lambda: Caller(sent), "127.0.0.1", self._subject.ports["grpc"], local_addr=local
         )
-        caller.transport.write(sent.data)
         await caller.done
         caller.transport.abort() if index % 5 == 0 else caller.transport.close()
         heard = caller.heard

@@ -111,7 +111,9 @@ class FakeService:
 
     def repository_index(self, *, identity: Identity, ready_only: bool = False) -> list[dict[str, Any]]:
         index = [{"name": "echo", "version": "1", "state": "READY", "reason": ""}]
-        return index if ready_only else [*index, {"name": "held", "version": "1", "state": "UNAVAILABLE", "reason": "r"}]
+        return (
+            index if ready_only else [*index, {"name": "held", "version": "1", "state": "UNAVAILABLE", "reason": "r"}]
+        )
 
     async def load(self, model: str, *, identity: Identity) -> None:
         self._administer("load", model, identity)

@@ -634,19 +634,23 @@ def test_a_stream_takes_nothing_while_the_server_drains():
     async def main() -> None:
         service = FakeService()
         async with served(service=service) as at, at.channel() as channel:
-            call = channel.stream_stream(f"/{INFERENCE}/ModelStreamInfer")()
-            await call.write(request("held", id="1").SerializeToString())
+            busy, other = [channel.stream_stream(f"/{INFERENCE}/ModelStreamInfer")() for _ in range(2)]
+            await busy.write(request("held").SerializeToString())
+            await other.write(request("echo").SerializeToString())
+            await other.read()
             await service.until(lambda: service.running == 1)
             drain = asyncio.create_task(at.server.drain(PATIENCE_S))
             await asyncio.sleep(0)  # the drain starts
-            await call.write(request("echo", id="2").SerializeToString())
+            await other.write(request("echo").SerializeToString())
+            answer = service_pb2.ModelStreamInferResponse.FromString(await other.read())
+            assert answer.error_message == "the server is draining; the request was not taken"
             service.release.set()
-            first, second = [service_pb2.ModelStreamInferResponse.FromString(await call.read()) for _ in range(2)]
-            assert first.error_message == ""
-            assert second.error_message == "the server is draining; the request was not taken"
-            await stopped_at(call.read(), grpc.StatusCode.UNAVAILABLE, "the server stopped")
+            answer = service_pb2.ModelStreamInferResponse.FromString(await busy.read())
+            assert answer.error_message == ""
+            for call in (busy, other):
+                await stopped_at(call.read(), grpc.StatusCode.UNAVAILABLE, "the server stopped")
             await drain
-            assert len(service.calls) == 1
+            assert sorted(model for model, *_ in service.calls) == ["echo", "held"]
 
     run(main)
 

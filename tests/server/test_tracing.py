@@ -53,6 +53,7 @@ SERVED = Timeline(
     group=2,
     predicted_finish_s=102.5,
     rows=3,
+    begun_s=101.0,
     stages=[(101.0, 101.5), (101.5, 102.0)],
     settled_s=102.125,
 )
@@ -123,9 +124,9 @@ NAN = math.nan
         (Timeline(), []),  # no such model
         (Timeline(1.0, 1.0, settled_s=1.0), []),  # refused
         (Timeline(1.0, NAN, settled_s=3.0), [("preprocess", 1.0, 3.0)]),  # expired as it was preprocessed
-        (Timeline(1.0, 1.0, 0, 2.0, 0, [], 3.0), [("queue", 1.0, 3.0)]),  # expired as it waited
-        (Timeline(1.0, 1.0, 0, 2.0, 2, [], 3.0), []),  # lost on its first stage
-        (Timeline(1.0, 1.0, 0, 2.0, 1, [(1.0, 1.5)], 3.0), [("queue", 1.0, 1.0), ("stage", 1.0, 1.5)]),
+        (Timeline(1.0, 1.0, 0, 2.0, 0, NAN, [], 3.0), [("queue", 1.0, 3.0)]),  # expired as it waited
+        (Timeline(1.0, 1.0, 0, 2.0, 2, 1.5, [], 3.0), [("queue", 1.0, 1.5)]),  # lost on its first stage
+        (Timeline(1.0, 1.0, 0, 2.0, 1, 1.0, [(1.0, 1.5)], 3.0), [("queue", 1.0, 1.0), ("stage", 1.0, 1.5)]),
     ],
 )
 def test_what_ends_early_has_the_spans_of_what_it_reached(
