@@ -143,7 +143,7 @@ class NoSite:
     def __init__(self, feed: Any) -> None:
         self.feed = feed
 
-    def metrics(self, accepted: str) -> tuple[bytes, str]:
+    async def metrics(self, accepted: str) -> tuple[bytes, str]:
         """None."""
         return b"", "text/plain"
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Deadlock(RuntimeError):
@@ -13,7 +15,7 @@ class Deadlock(RuntimeError):
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """Runs what is ready; then jumps to the next timer. For code without threads and sockets."""
+    """Runs what is ready; then jumps to the next timer. No sockets; what is for a thread is run at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,6 +28,16 @@ class JumpingLoop(asyncio.SelectorEventLoop):
     def timers(self) -> list[float]:
         """When the timers that are set are due, in no order."""
         return [handle.when() for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> "asyncio.Future[T]":
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def _run_once(self) -> None:
         timers = self.timers

@@ -273,6 +273,12 @@ def from_json(datatype: str, shape: tuple[int, ...], data: object, *, what: str 
         raise InvalidInput(f"{what}: BF16 has no form in JSON; send it as binary data")
     flat = _flatten(data, shape, what=what)
     types = set(map(type, flat))
+    packing = _PACKINGS.get(datatype)
+    if packing is not None and types <= _NUMBERS:
+        try:
+            return np.ndarray(shape, dtype, struct.pack(packing % len(flat), *flat))
+        except (OverflowError, struct.error):
+            raise InvalidInput(f"{what}: a number is out of the range of {datatype}") from None
     if not types <= _TYPES[dtype.kind]:
         index, wrong = next((index, item) for index, item in enumerate(flat) if type(item) not in _TYPES[dtype.kind])
         raise InvalidInput(f"{what}: {datatype} takes {_WANTED[dtype.kind]}, but element {index} is {_shown(wrong)}")
@@ -285,6 +291,11 @@ def from_json(datatype: str, shape: tuple[int, ...], data: object, *, what: str 
     except (OverflowError, FloatingPointError):
         raise InvalidInput(f"{what}: a number is out of the range of {datatype}") from None
     return array.reshape(shape)
+
+
+_PACKINGS = {"FP32": "=%df", "FP64": "=%dd"}
+"""Of lists of numbers; twice as fast as numpy, and it says of itself when a number is too large."""
+_NUMBERS = frozenset((int, float))
 
 
 def _strings_from_json(shape: tuple[int, ...], data: list[Any], *, what: str) -> list[str]:
@@ -334,18 +345,24 @@ def to_json(value: Value, *, what: str = "an output") -> Any:
         return value
     if value.dtype == _BF16:
         raise InvalidInput(f"{what} is BF16, which has no form in JSON; ask for binary data")
+    return orjson.Fragment(json_text(value))
+
+
+def json_text(value: np.ndarray) -> bytes:
+    """The flat data of an array in JSON."""
     flat = np.ascontiguousarray(native(value)).reshape(-1)
-    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
-        return _with_words(flat)
-    return flat
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # what is not finite
+        text = _with_words(text, flat)
+    return text
 
 
-def _with_words(flat: np.ndarray) -> orjson.Fragment:
+def _with_words(text: bytes, flat: np.ndarray) -> bytes:
     """The data of an array that is not all finite: orjson writes `null` there, and words take its place."""
-    pieces = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
+    pieces = text.split(b"null")
     words = [_word(number) for number in flat[~np.isfinite(flat)].tolist()]
     woven = itertools.chain.from_iterable(zip(pieces, [*words, b""], strict=True))
-    return orjson.Fragment(b"".join(woven))
+    return b"".join(woven)
 
 
 def _word(number: float) -> bytes:

@@ -158,9 +158,9 @@ class Front:
         """Requests taken and not answered, over all servers."""
         return sum(server.in_flight for server in self.servers.values())
 
-    def metrics(self, accepted: str) -> tuple[bytes, str]:
+    async def metrics(self, accepted: str) -> tuple[bytes, str]:
         """See `Site`."""
-        return self._prometheus.exposition(accepted)
+        return await self._prometheus.exposition(accepted)
 
     def openapi(self) -> dict[str, Any]:
         """See `Site`."""

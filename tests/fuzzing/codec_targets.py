@@ -148,7 +148,8 @@ def v2_bodies(rng: random.Random) -> str:
         text, raw = body, b""
     first = _outcome(body, lambda: open_inference.read_infer(body, json_bytes), InvalidInput)
     again = _outcome(body, lambda: open_inference.read_infer(bytearray(body), json_bytes), InvalidInput)
-    _holds(comparable(first) == comparable(again), "the second time it is read otherwise", [first, again], body)
+    if isinstance(first, InferRequest) or isinstance(again, InferRequest):  # what is wrong may be said in other words
+        _holds(comparable(first) == comparable(again), "a view is read otherwise", [first, again], body)
     if json_bytes is not None and json_bytes == len(text):
         longer = text + _BYPASS + raw
         other = _outcome(body, lambda: open_inference.read_infer(longer, len(text) + len(_BYPASS)), InvalidInput)
@@ -204,7 +205,9 @@ def _check_output(entry: Mapping[str, Any], request: InferRequest, whole: bytes,
         if isinstance(value, list):
             same = entry["data"] == value
         else:
-            same = np.array_equal(np.array(entry["data"], value.dtype), value.ravel(), equal_nan=value.dtype.kind == "f")
+            same = np.array_equal(
+                np.array(entry["data"], value.dtype), value.ravel(), equal_nan=value.dtype.kind == "f"
+            )
         _holds(same, "other data came back", entry, input)
     elif isinstance(value, np.ndarray):
         size_bytes = entry["parameters"]["binary_data_size"]
@@ -328,7 +331,9 @@ def predictions(rng: random.Random) -> str:
         for name, value in result.inputs.items():
             dtype = description["inputs"][name]["dtype"]
             if isinstance(value, list):
-                _holds(dtype == "string" and all(type(item) is str for item in value), "texts that are none", name, text)
+                _holds(
+                    dtype == "string" and all(type(item) is str for item in value), "texts that are none", name, text
+                )
             else:
                 _holds(value.dtype.name == dtype, "another dtype", value.dtype, text)
         rows = min((len(value) for value in result.inputs.values() if np.ndim(value)), default=0)

@@ -47,7 +47,11 @@ class Caller(asyncio.Protocol):
         answer = self.heard.feed(data)
         if answer and not self.transport.is_closing():
             self.transport.write(answer)
-        if (self._patience_s == PATIENCE_S and self.heard.is_over) or self.heard.wrong or self._loop.time() > self._until_s:
+        if (
+            (self._patience_s == PATIENCE_S and self.heard.is_over)
+            or self.heard.wrong
+            or self._loop.time() > self._until_s
+        ):
             self._finish()
         else:
             self.wait()

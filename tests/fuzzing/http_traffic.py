@@ -64,7 +64,13 @@ PREDICT_FORMS: Sequence[tuple[str, Any]] = (
 
 EMBEDDINGS_FORMS: Sequence[Any] = (
     {"model": "letters", "input": "a text"},
-    {"model": "letters", "input": ["a", "b", "c", "d", "e"], "encoding_format": "base64", "dimensions": 26, "user": "u"},
+    {
+        "model": "letters",
+        "input": ["a", "b", "c", "d", "e"],
+        "encoding_format": "base64",
+        "dimensions": 26,
+        "user": "u",
+    },
     {"model": "affine", "input": ["a"]},
 )
 """Requests in OpenAI's form."""
@@ -176,7 +182,12 @@ class Draft:
         elif self.framing == "chunked":
             headers.append(("Transfer-Encoding", "chunked"))
             body = in_chunks(rng, body)
-        lines = [f"{self.method} {self.target} {self.version}", *(f"{name}: {value}" for name, value in headers), "", ""]
+        lines = [
+            f"{self.method} {self.target} {self.version}",
+            *(f"{name}: {value}" for name, value in headers),
+            "",
+            "",
+        ]
         return "\r\n".join(lines).encode("utf-8", "surrogateescape") + body
 
 
@@ -223,13 +234,12 @@ def binary_infer(rng: random.Random) -> tuple[str, bytes, int]:
         texts = [rng.choice(("", "a", "\u00fc" * 9)).encode() for _ in range(rng.choice((1, 2, 4, 5)))]
         tensors = [("text", "BYTES", [len(texts)], b"".join(struct.pack("<I", len(text)) + text for text in texts))]
     else:
-        tensors = [
-            (dtype.name, name, [1, 3], np.zeros((1, 3), dtype).tobytes())
-            for name, dtype in DTYPES.items()
-        ]
+        tensors = [(dtype.name, name, [1, 3], np.zeros((1, 3), dtype).tobytes()) for name, dtype in DTYPES.items()]
     for name, datatype, shape, data in tensors:
         size_bytes = len(data)
-        inputs.append({"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size_bytes}})
+        inputs.append(
+            {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size_bytes}}
+        )
         raw.append(data)
     document: dict[str, Any] = {"id": str(rng.getrandbits(16)), "inputs": inputs}
     if rng.random() < 0.7:
@@ -246,7 +256,9 @@ def right(rng: random.Random) -> Draft:
         return Draft(method=rng.choice(("GET", "GET", "GET", "HEAD")), target=target)
     if kind == 1:
         target = rng.choice(_POSTS).replace("{m}", rng.choice(MODELS))
-        return Draft(method="POST", target=target, body=rng.choice((b"", b"{}", b'{"ready":true}', b'{"parameters":{}}')))
+        return Draft(
+            method="POST", target=target, body=rng.choice((b"", b"{}", b'{"ready":true}', b'{"parameters":{}}'))
+        )
     if kind in (2, 3):
         model, body, json_bytes = binary_infer(rng)
         headers = [("Inference-Header-Content-Length", str(json_bytes))]
@@ -342,7 +354,16 @@ def _hostile_header(rng: random.Random, draft: Draft) -> None:
 
 
 _OF_FRAMING = frozenset(
-    {"content-length", "transfer-encoding", "expect", "upgrade", "connection", "host", "http2-settings", "content-encoding"}
+    {
+        "content-length",
+        "transfer-encoding",
+        "expect",
+        "upgrade",
+        "connection",
+        "host",
+        "http2-settings",
+        "content-encoding",
+    }
 )
 
 

@@ -5,7 +5,20 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_CONTROLS = (b"\0", b"\r", b"\n", b"\t", b"\x0b", b"\x1b", b"\x7f", b"\x85", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b" ")
+_CONTROLS = (
+    b"\0",
+    b"\r",
+    b"\n",
+    b"\t",
+    b"\x0b",
+    b"\x1b",
+    b"\x7f",
+    b"\x85",
+    b"\xff",
+    b"\xc0\x80",
+    b"\xed\xa0\x80",
+    b" ",
+)
 _NUMBERS = (
     b"-1", b"0", b"00", b"1", b"-0", b"+1", b"0x10", b"1e3", b"1_0", b"255", b"256", b"65536", b"2147483647",
     b"2147483648", b"4294967295", b"4294967296", b"9223372036854775807", b"9223372036854775808",
@@ -14,7 +27,17 @@ _NUMBERS = (
 )  # fmt: skip
 
 # Written into JSON text as they stand: no value of Python is written so.
-_LITERALS = ("1e400", "-1e400", "NaN", "Infinity", "-Infinity", "1E5", "-0", "0.1e-400", "123456789012345678901234567890")
+_LITERALS = (
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1E5",
+    "-0",
+    "0.1e-400",
+    "123456789012345678901234567890",
+)
 _MARK = "@literal"
 
 
@@ -116,7 +139,9 @@ def _word(rng: random.Random, data: bytes, other: bytes) -> bytes:
     if len(data) < size:
         return data
     at = rng.randrange(len(data) - size + 1)
-    value = rng.choice((0, 1, (1 << 8 * size - 1) - 1, 1 << 8 * size - 1, (1 << 8 * size) - 1, rng.getrandbits(8 * size)))
+    value = rng.choice(
+        (0, 1, (1 << 8 * size - 1) - 1, 1 << 8 * size - 1, (1 << 8 * size) - 1, rng.getrandbits(8 * size))
+    )
     return data[:at] + value.to_bytes(size, rng.choice(("big", "little"))) + data[at + size :]
 
 
@@ -139,11 +164,15 @@ def hostile_value(rng: random.Random) -> Any:
         case 4:
             return _MARK + rng.choice(_LITERALS)
         case 5:
-            return rng.choice(("\0", "\ud800", "\U0001f600", "x" * 2000, "../../etc/passwd", "%s%n{0}", "1", "true", "\n"))
+            return rng.choice(
+                ("\0", "\ud800", "\U0001f600", "x" * 2000, "../../etc/passwd", "%s%n{0}", "1", "true", "\n")
+            )
         case 6:
             return nested(rng.choice((2, 8, 33, 63, 64, 65, 200)), rng.random() < 0.5)
         case 7:
-            return [rng.choice((0, 1, 0.5, "a", None, True)) for _ in range(rng.choice((0, 1, 2, 3, 4, 31, 32, 33, 300)))]
+            return [
+                rng.choice((0, 1, 0.5, "a", None, True)) for _ in range(rng.choice((0, 1, 2, 3, 4, 31, 32, 33, 300)))
+            ]
         case 8:
             return [hostile_value(rng) for _ in range(rng.randint(0, 4))]
         case 9:

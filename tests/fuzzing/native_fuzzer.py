@@ -133,7 +133,9 @@ class NativeFuzzer:
 def _expected(data: bytes) -> tuple[list[int], bool]:
     """The ids that are to be answered, and whether the codec refuses what is sent, or an id is sent twice."""
     received = native.Decoder(end="server").feed(data)
-    asked = [message for message in received if not isinstance(message, messages.Hello | messages.Cancel | ProtocolError)]
+    asked = [
+        message for message in received if not isinstance(message, messages.Hello | messages.Cancel | ProtocolError)
+    ]
     ids = [message.id for message in asked if not isinstance(message, messages.Goodbye)]  # pyright: ignore
     return ids, len(set(ids)) < len(ids) or any(isinstance(message, ProtocolError) for message in received)
 
@@ -159,7 +161,9 @@ def _verdicts(peer: Peer, sent: list[int], *, is_right: bool) -> list[tuple[str,
     if is_right:
         missing = [id for id in sent if not answered[id]]
         if missing:
-            found.append(("a request got no answer", f"{missing} of {sent}; {peer.received!r:.500}, over {peer.is_over}"))
+            found.append(
+                ("a request got no answer", f"{missing} of {sent}; {peer.received!r:.500}, over {peer.is_over}")
+            )
     if any(count > sent.count(id) for id, count in answered.items() if id):
         found.append(("an answer to nothing", f"{answered} for {sent}"))
     return found

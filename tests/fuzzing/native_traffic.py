@@ -66,7 +66,9 @@ def from_client(rng: random.Random) -> messages.Message:
         case _:
             model, inputs = inputs_that_fit(rng)
     deadline_s = rng.choice((None, None, 5.0, 1e-9, 1e300, 0.001))
-    return messages.Infer(id, model, deadline_s, inputs, rng.choice((0, 0, -10, 10)), rng.choice(("", "", "team", "x" * 128)))
+    return messages.Infer(
+        id, model, deadline_s, inputs, rng.choice((0, 0, -10, 10)), rng.choice(("", "", "team", "x" * 128))
+    )
 
 
 def from_server(rng: random.Random) -> messages.Message:
@@ -97,9 +99,19 @@ def hello(rng: random.Random | None = None) -> bytes:
 def hostile_frame(rng: random.Random) -> bytes:
     """A frame whose lengths are right and whose content is anything."""
     kind = rng.choice((0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10, 11, -1, 2**40, None, "x", 3.0))
-    envelope: list[Any] = [kind, rng.choice((1, 0, -1, 2**63, 7, None, "1", True)), *(_plain(rng) for _ in range(rng.randint(0, 6)))]
+    envelope: list[Any] = [
+        kind,
+        rng.choice((1, 0, -1, 2**63, 7, None, "1", True)),
+        *(_plain(rng) for _ in range(rng.randint(0, 6))),
+    ]
     if rng.random() < 0.5:
-        envelope = [3, rng.getrandbits(20) + 1, rng.choice((None, 1.0, _plain(rng))), "identity", {"x": rng.choice((None, ["a"], _plain(rng)))}]
+        envelope = [
+            3,
+            rng.getrandbits(20) + 1,
+            rng.choice((None, 1.0, _plain(rng))),
+            "identity",
+            {"x": rng.choice((None, ["a"], _plain(rng)))},
+        ]
         envelope += rng.choice(([], [], [0, ""], [_plain(rng), _plain(rng)], [11, "x"], [0, "x" * 200]))
     try:
         packed = msgpack.packb(envelope)
@@ -110,7 +122,9 @@ def hostile_frame(rng: random.Random) -> bytes:
         packed = damage(rng, packed)
     tensor = b""
     if rng.random() < 0.6:
-        shape = rng.choice(((2,), (1, 128), (0,), (2**31, 2**31), (2**62, 4), (-1,), (-1, -2), (2**63 - 1, 0), (), (1,) * 33, (2**40,)))
+        shape = rng.choice(
+            ((2,), (1, 128), (0,), (2**31, 2**31), (2**62, 4), (-1,), (-1, -2), (2**63 - 1, 0), (), (1,) * 33, (2**40,))
+        )
         data = bytes(rng.choice((0, 8, 512)))
         claim = rng.choice((2 + 8 * len(shape) + len(data), 0, 2**32 - 1, 2 + 8 * len(shape)))
         head = struct.pack(">BIbBB", 0xC9, claim, rng.choice((1, 1, 1, 2)), rng.choice((12, 12, 1, 11, 99)), len(shape))
@@ -138,4 +152,6 @@ def stream(rng: random.Random) -> tuple[bytes, bool]:
         return hello() + damage(rng, b"".join(right), hostile_frame(rng)), False
     if kind < 0.95:
         return damage(rng, hello() + b"".join(right), hostile_frame(rng)), False
-    return rng.choice((b"", native.PREAMBLE, rng.randbytes(200), b"GET / HTTP/1.1\r\n\r\n", hello() * 2, b"\0" * 5000)), False
+    return rng.choice(
+        (b"", native.PREAMBLE, rng.randbytes(200), b"GET / HTTP/1.1\r\n\r\n", hello() * 2, b"\0" * 5000)
+    ), False

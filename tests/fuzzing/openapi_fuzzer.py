@@ -6,9 +6,7 @@ as good as any other; so in place of schemathesis' own check for server errors t
 
 import json
 import logging
-import time
 import urllib.request
-from collections.abc import Sequence
 from typing import Any
 
 import schemathesis
@@ -46,13 +44,14 @@ def errors_are_typed(ctx: Any, response: Any, case: Any) -> None:
     assert what is None, what
 
 
-def run(subject: Subject, inputs: int, seed: int) -> Report:
-    """Sends about so many requests.
+def run(subject: Subject, inputs: int, seed: int, *, is_short: bool = False) -> Report:
+    """Sends about so many requests, or more.
 
     Args:
         subject: the server.
         inputs: how many requests; schemathesis has its own mind about how many an operation is worth.
         seed: of all that is random.
+        is_short: leaves out what takes as long however few requests are wanted: boundaries of every schema, sequences.
     """
     report = Report("openapi", seed)
     url = f"http://127.0.0.1:{subject.ports['http']}"
@@ -65,7 +64,8 @@ def run(subject: Subject, inputs: int, seed: int) -> Report:
     passes = 0
     while report.inputs < inputs:  # an operation without parameters is soon exhausted, so the others get another turn
         left = inputs - report.inputs
-        _pass(report, document, url, seed=seed + passes, examples=max(2, min(500, left // operations)), until=inputs)
+        examples = max(2, min(500, left // operations))
+        _pass(report, _config(url, seed + passes, examples, is_short=is_short), document, most=2 * inputs)
         passes += 1
         state = subject.state()
         report.memory.append((report.inputs, state["resident_bytes"], state["blocks"]))
@@ -75,8 +75,8 @@ def run(subject: Subject, inputs: int, seed: int) -> Report:
     return report.end()
 
 
-def _pass(report: Report, document: dict[str, Any], url: str, *, seed: int, examples: int, until: int) -> None:
-    config = SchemathesisConfig.from_dict(
+def _config(url: str, seed: int, examples: int, *, is_short: bool) -> SchemathesisConfig:
+    return SchemathesisConfig.from_dict(
         {
             "seed": seed,
             "base-url": url,
@@ -85,15 +85,21 @@ def _pass(report: Report, document: dict[str, Any], url: str, *, seed: int, exam
             "continue-on-failure": True,
             "request-timeout": 20,
             "suppress-health-check": ["all"],
-            "phases": {"stateful": {"enabled": True, "generation": {"max-examples": max(2, examples // 10)}}},
+            "phases": {
+                "coverage": {"enabled": not is_short},
+                "stateful": {"enabled": not is_short, "generation": {"max-examples": max(2, examples // 10)}},
+            },
         }
     )
+
+
+def _pass(report: Report, config: SchemathesisConfig, document: dict[str, Any], *, most: int) -> None:
     schema = schemathesis.openapi.from_dict(document, config=config).exclude(path=_ENDLESS)
     stream = from_schema(schema).execute()
     for event in stream:
         if isinstance(event, events.ScenarioFinished):
             _note(report, event.recorder)
-            if report.inputs > 1.2 * until:
+            if report.inputs > most:
                 stream.stop()
         elif isinstance(event, events.NonFatalError):
             report.add(f"schemathesis: {event.label}: {event.value!r:.200}", str(event.info), index=-1, input=b"")
@@ -117,13 +123,3 @@ def _note(report: Report, recorder: Any) -> None:
             answered = "" if response is None else f"{response.status_code} {response.content[:1000]!r}"
             what = f"{recorder.label}: {check.name}: {failure.failure.title}"
             report.add(what, f"{failure.failure.message[:600]}\n  answer: {answered}", index=-1, input=shown.encode())
-
-
-def kinds(report: Report) -> Sequence[str]:
-    """What was found, for a test to show."""
-    return list(report.findings)
-
-
-def now_s() -> float:
-    """For rates."""
-    return time.perf_counter()

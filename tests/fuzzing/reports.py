@@ -81,7 +81,9 @@ class Report:
         middle, last = self.memory[len(self.memory) // 2], self.memory[-1]
         grown_bytes, inputs = last[1] - middle[1], last[0] - middle[0]
         if grown_bytes > most_bytes + most_bytes_per_input * inputs:
-            detail = f"{grown_bytes} bytes and {last[2] - middle[2]} blocks over the last {inputs} inputs: {self.memory}"
+            detail = (
+                f"{grown_bytes} bytes and {last[2] - middle[2]} blocks over the last {inputs} inputs: {self.memory}"
+            )
             self.add("memory grows", detail, index=-1, input=b"")
 
     def to_json(self) -> dict[str, Any]:

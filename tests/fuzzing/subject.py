@@ -130,7 +130,7 @@ class Subject:
             if not left:
                 return state
             if time.monotonic() > until_s:
-                raise Hung(f"the server was left with {left}, and had {({name: self.rest[name] for name in left})}")
+                raise Hung(f"the server was left with {left}, and had { ({name: self.rest[name] for name in left}) }")
             await asyncio.sleep(0.05)
 
     async def canary(self) -> float:

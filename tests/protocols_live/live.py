@@ -270,7 +270,7 @@ class _Site:
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
 
-    def metrics(self, accepted: str) -> tuple[bytes, str]:
+    async def metrics(self, accepted: str) -> tuple[bytes, str]:
         return b"", "text/plain"
 
     def openapi(self) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def samples(families: Iterable[Metric]) -> Samples:
     return found
 
 
-def scrape(prometheus: Prometheus, accept: str = "") -> Samples:
-    body, content_type = prometheus.exposition(accept)
+async def scrape(prometheus: Prometheus, accept: str = "") -> Samples:
+    body, content_type = await prometheus.exposition(accept)
     parse = (
         openmetrics_parser.text_string_to_metric_families
-        if content_type == OPENMETRICS
+        if content_type.startswith("application/openmetrics-text")
         else text_string_to_metric_families
     )
     return samples(parse(body.decode()))
@@ -86,8 +86,7 @@ def families() -> Mapping[str, Metric]:
                 connections_refused=lambda: {"http": 1},
                 http_responses=lambda: {200: 1},
             )
-            return {
-                family.name: family for family in text_string_to_metric_families(prometheus.exposition("")[0].decode())
-            }
+            body, _ = await prometheus.exposition("")
+            return {family.name: family for family in text_string_to_metric_families(body.decode())}
 
     return run(main())

@@ -62,7 +62,9 @@ def infer(*inputs: Any, path: str = INFER, **others: Any) -> bytes:
     return post(path, json.dumps({"inputs": list(inputs), **others}).encode())
 
 
-def raw_infer(shape: list[Any], size_bytes: int, data: bytes, *, datatype: str = "FP32", length: int | None = None) -> bytes:
+def raw_infer(
+    shape: list[Any], size_bytes: int, data: bytes, *, datatype: str = "FP32", length: int | None = None
+) -> bytes:
     given = {"name": "x", "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size_bytes}}
     text = json.dumps({"inputs": [given]}).encode()
     said = len(text) if length is None else length
@@ -272,7 +274,9 @@ GRPC_HOSTILE: dict[str, tuple[bytes, str]] = {
 def test_is_refused_in_constant_memory_over_grpc(subject: Subject, name: str, compression: Any):
     request, expected = GRPC_HOSTILE[name]
     before = subject.state()
-    with grpc.insecure_channel(f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)]) as channel:
+    with grpc.insecure_channel(
+        f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)]
+    ) as channel:
         call = channel.unary_unary(f"/{INFERENCE}/ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=PATIENCE_S, compression=compression)
@@ -286,7 +290,9 @@ def test_is_refused_in_constant_memory_over_grpc(subject: Subject, name: str, co
 
 def test_a_bomb_over_grpc(subject: Subject):
     before = subject.state()
-    with grpc.insecure_channel(f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)]) as channel:
+    with grpc.insecure_channel(
+        f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)]
+    ) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(f"/{INFERENCE}/ModelInfer")(
                 bytes(256 * MIB), timeout=PATIENCE_S, compression=grpc.Compression.Gzip

@@ -51,9 +51,11 @@ async def serving(
     models = models or (ADD_ONE,)
     async with Engine(models) as engine, Health(engine) as health:
         service = Service(engine, health=health, access=access or Access(), known=models, limits=limits or Limits())
-        site = SimpleNamespace(
-            feed=Feed(engine, health), metrics=lambda accepted: (b"# nothing\n", "text/plain"), openapi=dict
-        )
+
+        async def metrics(accepted: str) -> tuple[bytes, str]:
+            return b"# nothing\n", "text/plain"
+
+        site = SimpleNamespace(feed=Feed(engine, health), metrics=metrics, openapi=dict)
         async with HttpServer(service, site, tls=tls) as server:
             yield server
         assert server.in_flight == 0
@@ -444,5 +446,56 @@ def test_tls_handshakes_are_counted_and_bounded(tmp_path: Path):
             await server.drain(5.0)  # does not wait for who says nothing
             assert await reader.read() == b""
             silent.close()
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "stays"),
+    [("1.1", None, True), ("1.1", "close", False), ("1.0", None, False), ("1.0", "keep-alive", True)],
+)
+def test_connections_stay_open_as_clients_want(version: str, connection: str | None, stays: bool):
+    body = json.dumps(BODY)
+    lines = [f"POST {INFER} HTTP/{version}", "Host: x", f"Content-Length: {len(body)}"]
+    lines += [] if connection is None else [f"Connection: {connection}"]
+    request = "\r\n".join([*lines, "", body])
+
+    async def test() -> None:
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for _ in range(2 if stays else 1):
+                writer.write(request.encode())
+                answer = await reader.readuntil(b"\r\n\r\n")
+                assert b" 200 OK\r\n" in answer
+                length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                assert json.loads(await reader.readexactly(length))["outputs"][0]["data"] == [2.0, 3.0, 4.0]
+            if not stays:
+                assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
+    live(test)
+
+
+def test_a_client_that_takes_nothing_of_its_answers_is_cut_off_and_costs_no_more_than_one():
+    rows = 100_000
+    one = np.zeros((rows, 3), np.float32)
+    entry = {"name": "x", "datatype": "FP32", "shape": [rows, 3], "parameters": {"binary_data_size": one.nbytes}}
+    text = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {len(text)}\r\n"
+    request = f"{head}Content-Length: {len(text) + one.nbytes}\r\n\r\n".encode() + text + one.tobytes()
+
+    async def test() -> None:
+        async with serving(limits=Limits(write_timeout_s=0.05)) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+            for _ in range(20):  # 24 MB of answers, which no socket buffers take
+                writer.write(request)
+            await until(lambda: server.in_flight == 1)
+            connection = next(iter(server._connections.connections))
+            await until(lambda: connection.writing_paused)
+            connection.look(asyncio.get_running_loop().time() + 1000.0, Limits())  # type: ignore[union-attr]
+            await until(lambda: server.connections == 0)
+            assert 1 <= sum(server.answered.values()) < 20
+            writer.close()
 
     live(test)

@@ -1,4 +1,4 @@
-"""The metrics that are scraped: against prometheus_client's own text, its parsers, and what the engine counted."""
+"""The metrics that are scraped: against prometheus_client's parsers, and what the engine counted."""
 
 import asyncio
 import dataclasses
@@ -6,6 +6,9 @@ import math
 import re
 import shutil
 import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -13,15 +16,14 @@ import prometheus_client
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
-from prometheus_client.openmetrics import parser as openmetrics_parser
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
-from jaxserve.metrics import Histogram
-from jaxserve.server.exposition import Family, as_metric, write
+from jaxserve.request import RefuseReason
+from jaxserve.server import prometheus as module
+from jaxserve.server.families import OUTCOMES
 from jaxserve.server.health import Health
-from jaxserve.server.prometheus import HOST, OUTCOMES, Prometheus
+from jaxserve.server.prometheus import HOST, Prometheus
 from tests.emulated_engine import Caller, model, serving
 from tests.jumping_loop import run, until
 from tests.server.scrapes import OPENMETRICS, TEXT, WithMemory, exporting, families, of, samples, scrape, some_requests
@@ -40,9 +42,9 @@ def test_a_scrape_tells_what_was_counted() -> None:
                 http_responses=lambda: {200: 7, 429: 1},
             )
             begin_s = engine.now_s()
-            before = scrape(prometheus)
+            before = await scrape(prometheus)
             await some_requests(engine)
-            found = scrape(prometheus)
+            found = await scrape(prometheus)
             for outcome in OUTCOMES:
                 expected = {"served": 2, "refused": 1, "cancelled": 1}.get(outcome, 0)
                 assert of(found, "jaxserve_requests_total", model="m", outcome=outcome) == expected
@@ -63,6 +65,7 @@ def test_a_scrape_tells_what_was_counted() -> None:
             assert of(found, "jaxserve_late_responses_total", model="m") == 0
             assert of(found, "jaxserve_prediction_error_seconds_bucket", model="m", le="-0.0025") == 0
             assert of(found, "jaxserve_prediction_error_seconds_bucket", model="m", le="0.0") == 2
+            assert not any(re.match("jaxserve_prediction_error_seconds_(sum|count)", name) for name, _ in found)
             assert of(found, "jaxserve_slo_attainment_ratio", model="m", window="1m") == 2 / 3
             assert of(found, "jaxserve_model_drift_ratio", model="m") == 1
             assert of(found, "jaxserve_model_ready", model="m") == of(found, "jaxserve_ready") == 1
@@ -97,7 +100,7 @@ def test_what_waits_and_what_is_not_ready_shows() -> None:
             caller = Caller(engine)
             for _ in range(3):
                 caller.call(rows=4)
-            found = scrape(prometheus)
+            found = await scrape(prometheus)
             assert of(found, "jaxserve_group_queue_requests", group="0") == 2
             assert (
                 of(found, "jaxserve_group_in_flight_requests", group="0")
@@ -105,88 +108,29 @@ def test_what_waits_and_what_is_not_ready_shows() -> None:
                 == 3
             )
             await engine.drain()
-            found = scrape(prometheus)
+            found = await scrape(prometheus)
             assert of(found, "jaxserve_ready") == of(found, "jaxserve_model_ready", model="m") == 0
         async with exporting() as (engine, prometheus):
-            assert of(scrape(prometheus), "jaxserve_ready") == 1
+            assert of(await scrape(prometheus), "jaxserve_ready") == 1
             await engine.drain()
-            assert of(scrape(prometheus), "jaxserve_ready") == 0
+            assert of(await scrape(prometheus), "jaxserve_ready") == 0
 
     run(main())
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
-def test_the_text_is_what_prometheus_client_makes_of_it(accept: str) -> None:
+def test_either_format_says_what_is_collected(accept: str) -> None:
     async def main() -> None:
         async with exporting(model(), model(ODD_NAME)) as (engine, prometheus):
             await some_requests(engine)
-            for metrics in engine.observe().models.values():  # numbers that are written with an exponent
-                metrics.metrics.padding = 123_456_789
-                metrics.metrics.volume = 10**22
-            theirs = CollectorRegistry()
-            theirs.register(prometheus)
-            body, _ = prometheus.exposition(accept)
-            if accept:
-                made = openmetrics_exposition.generate_latest(theirs).decode()
-                parse = openmetrics_parser.text_string_to_metric_families
-            else:
-                made = generate_latest(theirs).decode()
-                parse = text_string_to_metric_families
-            ours = {family.name: family for family in parse(body.decode())}
-            expected = {family.name: family for family in parse(made)}
-            for name, family in expected.items():
-                assert (ours[name].type, ours[name].documentation) == (family.type, family.documentation)
-                assert samples([ours[name]]) == samples([family])
-            assert {name for name in ours.keys() - expected.keys() if not re.match("process_|python_", name)} == set()
-            assert samples(theirs.collect()) == samples(expected.values())
-            numbers = [line.rpartition(" ")[2] for line in made.splitlines() if line.startswith("jaxserve_")]
-            assert [
-                line.rpartition(" ")[2] for line in body.decode().splitlines() if line.startswith("jaxserve_")
-            ] == numbers
+            registry = CollectorRegistry()
+            registry.register(prometheus)
+            found = await scrape(prometheus, accept)
+            ours = {key: value for key, value in found.items() if not re.match("process_|python_", key[0])}
+            assert ours == samples(registry.collect())
+            assert of(found, "jaxserve_batches_total", model=ODD_NAME) == 0
 
     run(main())
-
-
-NUMBERS = st.one_of(st.integers(0, 2**70), st.floats())
-WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), max_size=20)
-
-
-@given(st.lists(st.tuples(st.tuples(WORDS, WORDS), NUMBERS), unique_by=lambda row: row[0]), st.booleans())
-def test_any_label_and_any_number_can_be_read_back(
-    rows: list[tuple[tuple[str, str], float]], as_openmetrics: bool
-) -> None:
-    family = Family("some_bytes", "gauge", "Some", ("one", "other"), rows)
-    text = write([family], openmetrics=as_openmetrics)
-    if as_openmetrics:
-        found = samples(openmetrics_parser.text_string_to_metric_families(text + "# EOF\n"))
-    else:
-        found = samples(text_string_to_metric_families(text))
-    expected = {("some_bytes", frozenset(zip(("one", "other"), labels, strict=True))): value for labels, value in rows}
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == float(value) or (math.isnan(value) and math.isnan(found[key]))
-
-
-@pytest.mark.parametrize("bounds", [(0.5, 1.0, 2_000_000.0), (-1.0, 0.0, 1.0)])
-@pytest.mark.parametrize("labels", [(), ("model",)])
-@pytest.mark.parametrize("as_openmetrics", [True, False])
-def test_a_histogram_without_labels_or_with_signs(
-    bounds: tuple[float, ...], labels: tuple[str, ...], as_openmetrics: bool
-) -> None:
-    histogram = Histogram(bounds)
-    for value in (-2.0, 0.5, 1e6, 3e6):
-        histogram.observe(value)
-    family = Family("some_seconds", "histogram", "Some", labels, [(("m",) * len(labels), histogram)])
-    text = write([family], openmetrics=as_openmetrics)
-    if as_openmetrics:
-        found = samples(openmetrics_parser.text_string_to_metric_families(text + "# EOF\n"))
-    else:
-        found = samples(text_string_to_metric_families(text))
-    assert found == samples([as_metric(family)])
-    named = dict(zip(labels, ("m",), strict=False))
-    assert of(found, "some_seconds_bucket", le="1.0", **named) == 2
-    assert of(found, "some_seconds_bucket", le="+Inf", **named) == 4
-    assert (("some_seconds_sum", frozenset(named.items())) in found) is (bounds[0] >= 0)
 
 
 PROMETHEUS_2 = (  # as Prometheus 2 and 3 send them
@@ -206,21 +150,25 @@ PROMETHEUS_3 = (
         ("", TEXT),
         ("*/*", TEXT),
         ("text/plain", TEXT),
-        ("text/plain;version=1.0.0;escaping=allow-utf-8", TEXT),
+        (
+            "text/plain;version=1.0.0;escaping=allow-utf-8",
+            "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+        ),
         ("text/html,application/xhtml+xml", TEXT),
         ("application/openmetrics-text", OPENMETRICS),
         ("application/openmetrics-text; version=0.0.1", TEXT),
         ("application/openmetrics-text; version=none", TEXT),
-        (PROMETHEUS_2, OPENMETRICS),
-        (PROMETHEUS_3, OPENMETRICS),
+        ("application/openmetrics-text; version=1.0.0.\u00e9", TEXT),
+        (PROMETHEUS_2, f"{OPENMETRICS}; escaping=underscores"),
+        (PROMETHEUS_3, f"{OPENMETRICS}; escaping=allow-utf-8"),
     ],
 )
 def test_the_format_is_what_the_scraper_accepts(accept: str, content_type: str) -> None:
     async def main() -> None:
         async with exporting(model()) as (_, prometheus):
-            body, found = prometheus.exposition(accept)
+            body, found = await prometheus.exposition(accept)
             assert found == content_type
-            assert body.endswith(b"# EOF\n") is (content_type == OPENMETRICS)
+            assert body.endswith(b"# EOF\n") is content_type.startswith(OPENMETRICS)
 
     run(main())
 
@@ -251,17 +199,98 @@ def test_no_header_breaks_a_scrape(accepts: list[str]) -> None:
     async def main() -> None:
         async with exporting() as (_, prometheus):
             for accept in accepts:
-                assert prometheus.exposition(accept)[1] in (TEXT, OPENMETRICS)
+                _, content_type = await prometheus.exposition(accept)
+                assert re.fullmatch(r"(text/plain|application/openmetrics-text); version=[ -~]+", content_type)
 
     run(main())
+
+
+class Encoder:
+    """One that waits before it encodes, and counts how many do at a time."""
+
+    def __init__(self) -> None:
+        self.began = threading.Semaphore(0)
+        self.may = threading.Semaphore(0)
+        self.now = self.most = 0
+
+    def choose(self, accept: str) -> tuple[Callable[[Collector], bytes], str]:
+        encode, content_type = prometheus_client.exposition.choose_encoder(accept)
+
+        def wait_and_encode(registry: Collector) -> bytes:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.began.release()
+            self.may.acquire()
+            self.now -= 1
+            return encode(registry)
+
+        return wait_and_encode, content_type
+
+
+def test_scrapes_go_one_by_one_while_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder()
+    monkeypatch.setattr(module, "choose_encoder", encoder.choose)
+
+    async def main() -> None:
+        async with exporting(model()) as (engine, prometheus):
+            scrapes = [asyncio.create_task(scrape(prometheus)) for _ in range(3)]
+            await asyncio.to_thread(encoder.began.acquire)
+            await engine.unload("m")
+            scrapes[0].cancel()  # its scraper has gone, its thread has not
+            await asyncio.wait(scrapes[:1])
+            scrapes.append(asyncio.create_task(scrape(prometheus)))
+            encoder.may.release(4)
+            for each in scrapes[1:3]:
+                assert of(await each, "jaxserve_batches_total", model="m") >= 0
+            assert not any(name == "jaxserve_batches_total" for name, _ in await scrapes[3])
+            assert encoder.most == 1
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Lets threads take turns often."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before_s)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_what_is_counted_meanwhile_breaks_no_scrape() -> None:
+    async def main() -> None:
+        async with serving(model()) as (engine, _), Health(engine, ready_within_s=1e6) as health:
+            answered = dict[int, int]()
+            prometheus = Prometheus(engine, health, http_responses=lambda: answered)
+            metrics = engine.observe().models["m"].metrics
+            for _ in range(5):
+                scraping = asyncio.create_task(scrape(prometheus))
+                while not scraping.done():
+                    answered.clear() if len(answered) > 50 else answered.setdefault(len(answered), 1)
+                    for value_s in (10.0, 0.01, 100.0, 0.0):
+                        metrics.latency.observe(value_s)
+                    for reason in RefuseReason:
+                        metrics.refuse(reason, engine.now_s())
+                    await asyncio.sleep(0)
+                found, name = await scraping, "jaxserve_request_duration_seconds"
+                counts = [
+                    of(found, f"{name}_bucket", model="m", le=le) for le in (*map(str, metrics.latency.bounds), "+Inf")
+                ]
+                assert counts == sorted(counts)
+                assert counts[-1] == of(found, f"{name}_count", model="m")
+
+    asyncio.run(main())
 
 
 def test_engines_of_one_process_do_not_meet() -> None:
     async def main() -> None:
         async with exporting(model()) as (engine, first), exporting(model("other")) as (_, second):
             await some_requests(engine)
-            assert of(scrape(first), "jaxserve_batches_total", model="m") == 2
-            models = {dict(labels)["model"] for name, labels in scrape(second) if name == "jaxserve_batches_total"}
+            assert of(await scrape(first), "jaxserve_batches_total", model="m") == 2
+            models = {
+                dict(labels)["model"] for name, labels in await scrape(second) if name == "jaxserve_batches_total"
+            }
             assert models == {"other"}
             assert not [each for each in prometheus_client.REGISTRY.collect() if each.name.startswith("jaxserve")]
 
@@ -328,9 +357,9 @@ def test_models_come_and_go() -> None:
         async with exporting(model(), model("n")) as (engine, prometheus):
             await some_requests(engine)
             await engine.unload("m")
-            assert {dict(labels).get("model") for _, labels in scrape(prometheus)} == {"n", None}
+            assert {dict(labels).get("model") for _, labels in await scrape(prometheus)} == {"n", None}
             await engine.load(model())
-            assert of(scrape(prometheus), "jaxserve_requests_total", model="m", outcome="served") == 0
+            assert of(await scrape(prometheus), "jaxserve_requests_total", model="m", outcome="served") == 0
 
     run(main())
 
@@ -340,9 +369,9 @@ def test_the_group_on_the_host_is_there_with_its_models() -> None:
         on_host = dataclasses.replace(model("host"), on_host=True)
         async with exporting(model(), on_host) as (engine, prometheus):
             Caller(engine).call(name="host")
-            assert of(scrape(prometheus), "jaxserve_stage_duration_seconds_count", group=HOST, stage="0") >= 1
+            assert of(await scrape(prometheus), "jaxserve_stage_duration_seconds_count", group=HOST, stage="0") >= 1
             await engine.unload("host")
-            assert not any(("group", HOST) in labels for _, labels in scrape(prometheus))
+            assert not any(("group", HOST) in labels for _, labels in await scrape(prometheus))
 
     run(main())
 
@@ -350,7 +379,7 @@ def test_the_group_on_the_host_is_there_with_its_models() -> None:
 def test_devices_that_tell_of_their_memory_are_listed() -> None:
     async def main() -> None:
         async with serving(model(), make=WithMemory) as (engine, _):
-            found = scrape(Prometheus(engine, Health(engine)))
+            found = await scrape(Prometheus(engine, Health(engine)))
             assert of(found, "jaxserve_device_memory_in_use_bytes", device="3") == 10
             assert of(found, "jaxserve_device_memory_limit_bytes", device="3") == 2**37
 
@@ -374,7 +403,7 @@ def test_promtool_finds_nothing_wrong() -> None:
     async def main() -> bytes:
         async with exporting(model(), model(ODD_NAME)) as (engine, prometheus):
             await some_requests(engine)
-            return prometheus.exposition("")[0]
+            return (await prometheus.exposition(""))[0]
 
     checked = subprocess.run(["promtool", "check", "metrics"], input=run(main()), capture_output=True, check=False)
     said = (checked.stdout + checked.stderr).decode().splitlines()

@@ -218,16 +218,16 @@ def test_what_is_logged(caplog: pytest.LogCaptureFixture, logs_requests: bool):
 
 
 @pytest.mark.parametrize(
-    ("error", "http", "grpc", "retry_after_s"),
+    ("make", "http", "grpc", "retry_after_s"),
     [
-        (InvalidInput(""), 400, "INVALID_ARGUMENT", None),
-        (DeadlineRefused("", retry_after_s=1.2), 429, "RESOURCE_EXHAUSTED", 2),
-        (DeadlineRefused(""), 429, "RESOURCE_EXHAUSTED", LONGEST_RETRY_S),
-        (TooManyInFlight(""), 429, "RESOURCE_EXHAUSTED", 1),
-        (AdministrationOff(""), 503, "UNAVAILABLE", None),
-        (JaxserveError(""), 500, "INTERNAL", None),
+        (lambda: InvalidInput(""), 400, "INVALID_ARGUMENT", None),
+        (lambda: DeadlineRefused("", retry_after_s=1.2), 429, "RESOURCE_EXHAUSTED", 2),
+        (lambda: DeadlineRefused(""), 429, "RESOURCE_EXHAUSTED", LONGEST_RETRY_S),
+        (lambda: TooManyInFlight(""), 429, "RESOURCE_EXHAUSTED", 1),
+        (lambda: AdministrationOff(""), 503, "UNAVAILABLE", None),
+        (lambda: JaxserveError(""), 500, "INTERNAL", None),
     ],
 )
-def test_statuses(error: JaxserveError, http: int, grpc: str, retry_after_s: int | None):
-    status = status_of(error)
+def test_statuses(make: Callable[[], JaxserveError], http: int, grpc: str, retry_after_s: int | None):
+    status = status_of(make())
     assert (status.http, status.grpc, status.retry_after_s) == (http, grpc, retry_after_s)

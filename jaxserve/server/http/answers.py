@@ -3,14 +3,17 @@
 import asyncio
 import gzip
 import re
+import time
 import zlib
 from collections.abc import Mapping, Sequence
+from email.utils import formatdate
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from jaxserve.errors import AdministrationOff, JaxserveError
+from jaxserve.protocols.loop import write_parts
 from jaxserve.protocols.statuses import status_of
 from jaxserve.protocols.tensors import Buffer
 from jaxserve.server.http.body import Refused
@@ -35,6 +38,67 @@ def answer(
     if headers:
         fields.update(headers)
     return web.Response(body=body, status=status, headers=fields)
+
+
+class Quick:
+    """An answer to an inference: what `web.Response` would write, at a quarter of the time.
+
+    To aiohttp it is a response by what that asks of one: `prepare`, `write_eof` and `keep_alive`.
+
+    Args:
+        parts: of the body.
+        fields: the headers but for those that every answer has; each line with its end.
+    """
+
+    __slots__ = ("_fields", "_parts", "_request", "keep_alive", "status")
+    prepared = True
+    """Its headers are what they are."""
+
+    def __init__(self, parts: Sequence[Buffer], fields: bytes) -> None:
+        self._parts = parts
+        self._fields = fields
+        self._request: web.BaseRequest
+        self.keep_alive: bool | None = None
+        self.status = 200
+
+    def force_close(self) -> None:
+        """Ends the connection after this."""
+        self.keep_alive = False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Learns whom to answer."""
+        self._request = request
+        if self.keep_alive is None:
+            self.keep_alive = request.keep_alive
+
+    async def write_eof(self) -> None:
+        """Sends it."""
+        request, parts = self._request, self._parts
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        size_bytes = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+        head = b"HTTP/1.1 200 OK\r\n%b%bContent-Length: %d\r\nDate: %b\r\n\r\n" % (
+            self._fields,
+            b"" if self.keep_alive else b"Connection: close\r\n",
+            size_bytes,
+            _date(),
+        )
+        write_parts(transport, [head, *parts])
+        if request.protocol.writing_paused:
+            await request.writer.drain()
+
+
+_dates: tuple[int, bytes] = (0, b"")
+
+
+def _date() -> bytes:
+    """The time as HTTP has it [RFC 9110, 5.6.7]; made once a second."""
+    global _dates
+    now_s = int(time.time())
+    if _dates[0] != now_s:
+        _dates = now_s, formatdate(now_s, usegmt=True).encode()
+    return _dates[1]
 
 
 def error_answer(error: JaxserveError) -> web.Response:
@@ -66,18 +130,26 @@ def request_id_of(given: str | None) -> str:
     return given if given is not None and _REQUEST_ID.fullmatch(given) else ""
 
 
-async def compressed(parts: Sequence[Buffer], accepted: str, *, is_text: bool) -> tuple[bytes, str]:
-    """The parts as one body, compressed if the client wants that, and its `Content-Encoding`, empty for none.
+def wants_compression(accepted: str, parts: Sequence[Buffer], *, is_text: bool) -> str:
+    """The `Content-Encoding` that an answer is to have, empty for none.
 
     Who names one encoding and no other (tritonclient, where it is told to) gets it. Most clients name all that they
     know with every request, whether the network is slow or not: for these only large texts are compressed.
     """
-    body = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
     if not accepted:
-        return body, ""
+        return ""
     names = [name.strip().lower() for name in accepted.split(",")]
     encoding = next((name for name in ("gzip", "deflate") if name in names), "")
-    if not encoding or (len(names) > 1 and (not is_text or len(body) < _WORTH_IT_BYTES)):
+    if len(names) > 1 and (not is_text or sum(map(len, parts)) < _WORTH_IT_BYTES):
+        return ""
+    return encoding
+
+
+async def compressed(parts: Sequence[Buffer], accepted: str, *, is_text: bool) -> tuple[bytes, str]:
+    """The parts as one body, compressed if the client wants that, and its `Content-Encoding`, empty for none."""
+    body = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+    encoding = wants_compression(accepted, parts, is_text=is_text)
+    if not encoding:
         return body, ""
     if len(body) <= _QUICK_BYTES:
         return _compress(body, encoding), encoding

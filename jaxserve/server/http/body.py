@@ -7,7 +7,7 @@ what has arrived. Bodies that take long to arrive, or to decompress, count again
 import asyncio
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
@@ -53,14 +53,9 @@ class Budget:
         self._limit_bytes = limit_bytes
         self.used_bytes = 0
 
-    @contextmanager
-    def share(self) -> Iterator["Share"]:
+    def share(self) -> "Share":
         """A part of it, for one request, which is given back on leaving."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.used_bytes -= share.bytes
+        return Share(self)
 
     def take(self, size_bytes: int) -> None:
         """Takes so much of it.
@@ -102,6 +97,12 @@ class Share:
         if size_bytes > self.bytes:
             self._budget.take(size_bytes - self.bytes)
             self.bytes = size_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.used_bytes -= self.bytes
 
 
 async def read_body(request: web.BaseRequest, limits: Limits, share: Share) -> bytes | bytearray:

@@ -92,6 +92,11 @@ class Connection(RequestHandler):
         super().resume_writing()
         self.paused_since_s = None
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """A body was taken; what was not paused need not be resumed, which takes aiohttp longer than all else of it."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def look(self, now_s: float, limits: Limits) -> None:
         """Ends the connection if its client has had its time."""
         transport = self.transport

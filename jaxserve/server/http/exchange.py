@@ -1,10 +1,11 @@
 """One request and what is known of it; the answer is what its handler returns."""
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 from aiohttp import web
+from multidict import istr
 
 from jaxserve.errors import InvalidInput
 from jaxserve.request import check_deadline
@@ -13,6 +14,11 @@ from jaxserve.server.feed import Feed
 from jaxserve.server.http.body import Share, decompress, read_body
 from jaxserve.server.http.connection import Connection
 from jaxserve.server.service import Service
+
+# Looked up as they are, without being folded first
+_AUTHORIZATION, _CONTENT_ENCODING = istr("Authorization"), istr("Content-Encoding")
+_TENANT, _TRACEPARENT = istr("X-Tenant"), istr("traceparent")
+_DEADLINES = ((istr("X-Deadline-S"), 1.0), (istr("X-Envoy-Expected-Rq-Timeout-Ms"), 1e-3))
 
 
 class Site(Protocol):
@@ -24,7 +30,7 @@ class Site(Protocol):
 
     feed: Feed
 
-    def metrics(self, accepted: str) -> tuple[bytes, str]:
+    async def metrics(self, accepted: str) -> tuple[bytes, str]:
         """The metrics in a form that is accepted, and its content type."""
         ...
 
@@ -76,7 +82,7 @@ class Exchange:
         Raises:
             Unauthenticated: nobody knows.
         """
-        return self.connection.identify(self.request.headers.get("Authorization"))
+        return self.connection.identify(self.request.headers.get(_AUTHORIZATION))
 
     async def body(self) -> bytes | bytearray:
         """The body, decompressed.
@@ -86,7 +92,7 @@ class Exchange:
         """
         limits = self.service.limits
         body = await read_body(self.request, limits, self.share)
-        encoding = self.request.headers.get("Content-Encoding")
+        encoding = self.request.headers.get(_CONTENT_ENCODING)
         return body if encoding is None else await decompress(body, encoding, limits, self.share)
 
     def deadline_s(self, asked_s: float | None = None) -> float | None:
@@ -98,7 +104,7 @@ class Exchange:
             InvalidInput: a header is no number of seconds, or of milliseconds.
         """
         headers = self.request.headers
-        for name, unit_s in (("X-Deadline-S", 1.0), ("X-Envoy-Expected-Rq-Timeout-Ms", 1e-3)):
+        for name, unit_s in _DEADLINES:
             given = headers.get(name)
             if given is not None:
                 try:
@@ -110,7 +116,7 @@ class Exchange:
                 asked_s = seconds if asked_s is None else min(asked_s, seconds)
         return asked_s
 
-    async def infer(
+    def infer(
         self,
         model: str,
         inputs: Mapping[str, Any],
@@ -121,10 +127,10 @@ class Exchange:
         priority: int = 0,
         tenant: str = "",
         request_id: str = "",
-    ) -> Mapping[str, Any]:
+    ) -> Coroutine[Any, Any, Mapping[str, Any]]:
         """Runs a request: see `Service.infer`."""
         headers = self.request.headers
-        return await self.service.infer(
+        return self.service.infer(
             model,
             inputs,
             identity=identity,
@@ -133,9 +139,9 @@ class Exchange:
             version=version,
             deadline_s=deadline_s,
             priority=priority,
-            tenant=tenant or headers.get("X-Tenant", ""),
+            tenant=tenant or headers.get(_TENANT, ""),
             request_id=request_id or self.request_id,
-            traceparent=headers.get("traceparent"),
+            traceparent=headers.get(_TRACEPARENT),
         )
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import web
+from multidict import istr
 
 from jaxserve.errors import ConfigError, EngineStopped, JaxserveError
 from jaxserve.protocols.embeddings import write_error
@@ -26,6 +27,7 @@ from jaxserve.server.service import Service
 from jaxserve.server.unix import UnixSocket
 
 _log = logging.getLogger("jaxserve.http")
+_REQUEST_ID = istr("X-Request-Id")
 _BACKLOG = 1024
 _LOOK_EVERY_S = 1.0
 _TLS_SHUTDOWN_S = 1.0
@@ -217,7 +219,7 @@ class HttpServer:
         route: Route | None = None
         try:
             headers = request.headers
-            request_id = request_id_of(headers.get("X-Request-Id")) or self._service.new_request_id()
+            request_id = request_id_of(headers.get(_REQUEST_ID)) or self._service.new_request_id()
             with self._budget.share() as share:
                 try:
                     path = request.raw_path

@@ -30,7 +30,7 @@ def serve_file(file: page.File) -> Handler:
 async def metrics(exchange: Exchange) -> web.StreamResponse:
     """GET /metrics."""
     _check_observes(exchange)
-    body, content_type = exchange.site.metrics(exchange.headers.get("Accept", ""))
+    body, content_type = await exchange.site.metrics(exchange.headers.get("Accept", ""))
     return answer(body, content_type)
 
 

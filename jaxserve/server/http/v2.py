@@ -1,22 +1,32 @@
 """The Open Inference Protocol over HTTP."""
 
-from aiohttp import web
+from typing import cast
+
+from aiohttp import HttpVersion11, web
+from multidict import istr
 
 from jaxserve.errors import InvalidInput, ModelNotFound, Unsupported
 from jaxserve.protocols.json_text import read_json
 from jaxserve.protocols.open_inference import check_outputs, read_infer, write_infer
-from jaxserve.server.http.answers import JSON, OCTETS, answer, compressed, json_answer
+from jaxserve.server.http.answers import JSON, OCTETS, Quick, answer, compressed, json_answer, wants_compression
 from jaxserve.server.http.exchange import Exchange
 from jaxserve.server.v2_forms import LOG_SETTINGS, MODEL_VERSION, TRACE_SETTINGS
 
-_LENGTH = "Inference-Header-Content-Length"
+_LENGTH = istr("Inference-Header-Content-Length")
+_JSON_FIELDS = b"Content-Type: application/json\r\nServer: jaxserve\r\nX-Request-Id: %b\r\n"
+_BINARY_FIELDS = (
+    b"Content-Type: application/octet-stream\r\nServer: jaxserve\r\nX-Request-Id: %b\r\n"
+    b"Inference-Header-Content-Length: %d\r\n"
+)
+_ACCEPT_ENCODING = istr("Accept-Encoding")
 
 
 async def infer(exchange: Exchange) -> web.StreamResponse:
     """POST /v2/models/{model}[/versions/{version}]/infer."""
     identity = exchange.identity()
     body = await exchange.body()
-    limits, headers, route = exchange.service.limits, exchange.request.headers, exchange.route
+    limits, request, route = exchange.service.limits, exchange.request, exchange.route
+    headers = request.headers
     length = headers.get(_LENGTH)
     asked = read_infer(
         body,
@@ -38,8 +48,13 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
         request_id=asked.id,
     )
     parts, json_bytes = write_infer(asked, outputs, model=route.model, version=MODEL_VERSION)
+    accepted = headers.get(_ACCEPT_ENCODING, "")
+    if request.version == HttpVersion11 and not wants_compression(accepted, parts, is_text=json_bytes is None):
+        id = exchange.request_id.encode()
+        quick = Quick(parts, _JSON_FIELDS % id if json_bytes is None else _BINARY_FIELDS % (id, json_bytes))
+        return cast(web.StreamResponse, quick)
     fields: dict[str, str] = {}
-    whole, encoding = await compressed(parts, headers.get("Accept-Encoding", ""), is_text=json_bytes is None)
+    whole, encoding = await compressed(parts, accepted, is_text=json_bytes is None)
     if encoding:
         fields["Content-Encoding"] = encoding
     if json_bytes is not None:
