@@ -60,17 +60,19 @@ def engine_of(models: int, groups: int) -> Engine:
 
 async def lateness_s(work: Awaitable[object]) -> tuple[float, list[float]]:
     """Seconds that `work` takes, and by how many the loop woke too late meanwhile, each time."""
-    task = asyncio.ensure_future(work)
-    began_s = slept_s = time.perf_counter()
+    began_s = woke_s = time.perf_counter()
+
+    async def until_done() -> float:
+        await work
+        return time.perf_counter() - began_s
+
+    task = asyncio.create_task(until_done())
     late_s: list[float] = []
-    ended_s: list[float] = []
-    task.add_done_callback(lambda _: ended_s.append(time.perf_counter()))
     while not task.done():
         await asyncio.sleep(EVERY_S)
-        slept_s, before_s = time.perf_counter(), slept_s
-        late_s.append(slept_s - before_s - EVERY_S)
-    await task
-    return ended_s[0] - began_s, late_s
+        before_s, woke_s = woke_s, time.perf_counter()
+        late_s.append(woke_s - before_s - EVERY_S)
+    return await task, late_s
 
 
 async def measure(models: int, groups: int, repeats: int) -> dict[str, Any]:

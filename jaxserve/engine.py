@@ -608,11 +608,7 @@ class Engine:
             _log.warning("model %s could not be brought to group %d: %s", work.model.name, group, work.error)
         if stage + 1 == self._cluster.stages[group] and work.leaving is None and work.error is None and work.counted:
             metrics = self._metrics[work.model.name]
-            metrics.end(
-                rows=sum(job.request.rows for job in work.jobs),
-                requests=work.counted,
-                compute_s=now_s - work.stages[0][0],
-            )
+            metrics.end(sum(job.request.rows for job in work.jobs), work.counted, now_s - work.stages[0][0])
         for outcome in step.outcomes:
             self._finish(work.model, outcome, work.error, now_s)
         self._idle.set()
@@ -660,19 +656,13 @@ class Engine:
         now_s = self._clock()
         step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=error is not None)
         (outcome,) = step.outcomes
-        group = self._group_metrics[self._host_group]
-        group.begin(0, model.name, began_s)
-        job_times = group.end(0, now_s)
+        self._group_metrics[self._host_group].run_on_host(now_s - began_s)
         pending = self._pending[job.request.id]
         if pending.timeline is not None:
             pending.timeline.begun_s = began_s
-            pending.timeline.stages.append(job_times)
+            pending.timeline.stages.append((began_s, now_s))
             pending.timeline.rows = job.request.rows
-        metrics, rows = pending.metrics, job.request.rows
-        metrics.begin(rows=rows, volume=rows, used=rows)
-        metrics.end(rows=rows, requests=1, compute_s=now_s - began_s)
-        metrics.preparation.observe(0.0)
-        metrics.queue.observe(0.0)
+        pending.metrics.run_on_host(job.request.rows, now_s - began_s)
         self._finish(model, outcome, error, now_s)
 
     def _finish(self, model: Model, outcome: Done | Failed, error: Exception | None, now_s: float) -> None:
@@ -811,12 +801,12 @@ class Engine:
     def _count(self, pending: _Pending, now_s: float) -> None:
         assert pending.job is not None
         in_time = pending.metrics.answer(
-            arrival_s=pending.arrival_s,
-            slo_s=pending.slo_s,
-            predicted_finish_s=pending.predicted_finish_s,
-            computed_s=now_s if pending.work is None else pending.work.stages[-1][1],
-            rows=pending.job.request.rows,
-            now_s=now_s,
+            pending.arrival_s,
+            pending.slo_s,
+            pending.predicted_finish_s,
+            now_s if pending.work is None else pending.work.stages[-1][1],
+            pending.job.request.rows,
+            now_s,
         )
         if pending.metrics is self._probes and pending.model.name in self._metrics:
             self._metrics[pending.model.name].last_served_s = now_s

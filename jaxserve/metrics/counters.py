@@ -35,8 +35,9 @@ class ModelMetrics:
         last_served_s: engine clock of the latest answer, to probes too; NaN before the first.
         last_answer_s: the same, but for probes.
         latency: seconds from arrival to answer, of those served.
-        preparation: seconds from arrival to the decision, of those admitted: pre-processing, and the wait for it.
-        queue: seconds from the decision to the begin of the first stage.
+        preparation: seconds from arrival to the decision, of those that ran on a group: pre-processing, and the wait
+            for it.
+        queue: seconds from the decision to the begin of the first stage; of the same.
         error: seconds that answers came later than was predicted on arrival.
         rows: of the batches.
         computed, compute_s: requests that ran to the end of the last stage, and seconds that they were there, summed.
@@ -75,14 +76,7 @@ class ModelMetrics:
     errors_s: deque[float] = dataclasses.field(default_factory=lambda: deque[float](maxlen=_WINDOW))
 
     def answer(
-        self,
-        *,
-        arrival_s: float,
-        slo_s: float,
-        predicted_finish_s: float,
-        computed_s: float,
-        rows: int,
-        now_s: float,
+        self, arrival_s: float, slo_s: float, predicted_finish_s: float, computed_s: float, rows: int, now_s: float
     ) -> bool:
         """Counts an answer whose last stage ended at `computed_s`; returns whether it was in time."""
         latency_s, error_s = now_s - arrival_s, now_s - predicted_finish_s
@@ -122,7 +116,14 @@ class ModelMetrics:
         self.volume += volume
         self.padding += volume - used
 
-    def end(self, *, rows: int, requests: int, compute_s: float) -> None:
+    def run_on_host(self, rows: int, compute_s: float) -> None:
+        """Counts a request that ran here and now, without waiting and without padding."""
+        self.batches += 1
+        self.volume += rows
+        self.rows.observe(rows)
+        self.end(rows, 1, compute_s)
+
+    def end(self, rows: int, requests: int, compute_s: float) -> None:
         """Counts a batch that has ended, of `requests` with `rows` in all."""
         times = self.batch_times.get(rows)
         if times is None:
@@ -207,6 +208,13 @@ class GroupMetrics:
         metrics.busy_s += took_s
         metrics.duration.observe(took_s)
         return metrics.since_s, now_s
+
+    def run_on_host(self, took_s: float) -> None:
+        """The only stage has run something here and now."""
+        self.requests += 1
+        stage = self.stages[0]
+        stage.busy_s += took_s
+        stage.duration.observe(took_s)
 
     def clear(self, now_s: float) -> None:
         """Every stage ends, as when the group is lost."""

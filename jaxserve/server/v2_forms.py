@@ -117,8 +117,8 @@ def model_statistics(name: str, model: ModelObservation, *, last_inference_ms: i
         "inference_stats": {
             "success": _duration(metrics.served, metrics.latency.sum),
             "fail": _duration(failed, 0.0),
-            "queue": _duration(metrics.queue.count, metrics.queue.sum),
-            "compute_input": _duration(metrics.preparation.count, metrics.preparation.sum),
+            "queue": _duration(metrics.computed, metrics.queue.sum),
+            "compute_input": _duration(metrics.computed, metrics.preparation.sum),
             "compute_infer": _duration(metrics.computed, metrics.compute_s),
             "compute_output": _duration(metrics.served, metrics.output_s),
             "cache_hit": _duration(0, 0.0),

@@ -33,16 +33,6 @@ def test_as_many_are_at_most_a_bound_as_a_scrape_is_told(case: tuple[tuple[float
     assert histogram.sum == pytest.approx(math.fsum(values), rel=1e-9, abs=1e-6)
 
 
-@given(st.lists(st.tuples(st.integers(-8, 300), st.integers(1, 9))))
-def test_a_value_may_be_counted_several_times_at_once(pairs: list[tuple[int, int]]) -> None:
-    at_once, one_by_one = Histogram(ROWS_BOUNDS), Histogram(ROWS_BOUNDS)
-    for value, times in pairs:
-        at_once.observe(value, times)
-        for _ in range(times):
-            one_by_one.observe(value)
-    assert (at_once.counts, at_once.sum) == (one_by_one.counts, one_by_one.sum)
-
-
 @pytest.mark.parametrize("bounds", [LATENCY_BOUNDS_S, ERROR_BOUNDS_S, ROWS_BOUNDS])
 def test_bounds_ascend(bounds: tuple[float, ...]) -> None:
     assert list(bounds) == sorted(set(bounds))
