@@ -37,6 +37,7 @@ from jaxserve.plans import Group, Placement, Profile, Profiles
 from jaxserve.protocols import messages, native
 from jaxserve.request import Done, FailReason, Outcome, RefuseReason, Rejected, Request
 from jaxserve.scheduling import DISPATCHES, Grid, Policy, Scheduler
+from jaxserve.server.access import Access
 from jaxserve.server.connection import Connection, Flusher, Limits
 from jaxserve.simulator import Answer, Reference
 from tests.jumping_loop import JumpingLoop, run, until
@@ -325,6 +326,9 @@ class Wire(asyncio.Transport):
         assert not self._closing, "written to a transport that is closed"
         self.heard += [(self._loop.time(), message) for message in self._decoder.feed(bytes(data))]
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         assert not self._closing
 
@@ -425,7 +429,7 @@ def _connections(engine: Engine) -> tuple[list[Connection], set[Connection]]:
     )
     on_settled: Callable[[], None] = lambda: None  # noqa: E731
     options = {"agent": "test", "on_open": stand.add, "on_close": stand.discard, "on_settled": on_settled}
-    return [Connection(engine, limits, flusher, **options) for _ in range(CONNECTIONS)], stand
+    return [Connection(engine, limits, flusher, access=Access(), **options) for _ in range(CONNECTIONS)], stand
 
 
 async def _tell(case: Case, cluster: EmulatedCluster, wires: Sequence[Wire]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import signal
 import time
@@ -147,6 +148,8 @@ async def _serve(settings: ServeSettings, prepared: _Prepared, *, check: bool) -
         tell(f"serving {names}")
         tell(f"on {' and '.join(front.addresses)}")
         await stack.enter_async_context(notifier.watched())
+        gc.collect()
+        gc.freeze()  # what is there by now stays; without it a full collection holds everybody up for a tenth of a second
         with _reloading(prepared, notifier):
             notifier.ready(f"serving {names}")
             await until_stopped(front, signals, grace_s=settings.grace_s, tell=tell, notifier=notifier)

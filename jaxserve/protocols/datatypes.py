@@ -62,7 +62,7 @@ _WANTED: Mapping[str, str] = MappingProxyType(
 )
 _LENGTH = struct.Struct("<I")
 
-_REMEMBERED_LAYOUTS = 4096
+_REMEMBERED_LAYOUTS = 1024
 _layouts: dict[tuple[str, tuple[int, ...]], tuple[np.dtype, int]] = {}
 
 

@@ -9,7 +9,7 @@ from jaxserve.protocols.datatypes import DTYPES, Value, check_bools
 from jaxserve.protocols.infer_request import InferRequest, quoted
 from jaxserve.protocols.tensors import Buffer
 
-MOST = 4096
+MOST = 1024
 """How much of a kind is remembered."""
 LONGEST_BYTES = 1024
 """The longest text of a request, its data left out, that is remembered."""

@@ -94,12 +94,12 @@ class Reading(Collector):
         )
         yield histogram(
             "jaxserve_preprocess_duration_seconds",
-            "From arrival to admission, of requests that began: pre-processing, and the wait for it",
+            "From arrival to admission, of requests that began on a group: pre-processing, and the wait for it",
             lambda metrics: metrics.preparation,
         )
         yield histogram(
             "jaxserve_queue_duration_seconds",
-            "From admission to the begin of the first stage, of requests that began",
+            "From admission to the begin of the first stage, of requests that began on a group",
             lambda metrics: metrics.queue,
         )
         yield histogram(

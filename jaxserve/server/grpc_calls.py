@@ -144,7 +144,7 @@ class Call:
         return left_s if asked_s is None else min(left_s, asked_s)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _host_of(peer: str) -> str:
     """The address without its port, of what gRPC calls the other end of a connection."""
     kind, _, address = peer.partition(":")
