@@ -12,8 +12,9 @@ and then while there are
 
 The strangers are one tenant, the well-behaved another, and the server has equal shares (`--shares equal`): where nobody
 tells them apart, the well-behaved would get a tenth of what there is, as everybody else. Timeouts are shorter than a
-server has by itself (2 s for a head, 4 s for a body, 4 s in which something of an answer must be taken), so that strangers
-are cut off many times while it is measured. Server, clients and strangers are a process each, and share the machine.
+server has by itself (2 s for a head, 4 s for a body, 4 s in which something of an answer must be taken), so that
+strangers are cut off many times while it is measured. Server, clients and strangers are a process each, and share the
+machine.
 
 Every round starts a fresh server; alone, among strangers and alone again are measured in turn. The ratio is that of the
 99th percentiles of what was answered in time, to the mean of both times alone; the table shows medians over the rounds.
@@ -337,7 +338,8 @@ def show(results: dict[str, Any]) -> None:
                    (each["alone"][0], *each["among"], each["alone"][1]), strict=True)  # fmt: skip
         for name, seen in rows:
             print(
-                f"{name:<20}{seen['asked']:>7}{answered(seen):>9.1%}{1e3 * seen['p50_s']:>9.1f}{1e3 * seen['p99_s']:>9.1f}"
+                f"{name:<20}{seen['asked']:>7}{answered(seen):>9.1%}"
+                f"{1e3 * seen['p50_s']:>9.1f}{1e3 * seen['p99_s']:>9.1f}"
                 f"{seen['connections']:>13}{seen['largest_bytes'] / 2**20:>7.0f}{seen['busy_share']:>7.0%}"
             )
     met = results["rounds"][-1]["strangers"]

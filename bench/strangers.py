@@ -1,4 +1,4 @@
-"""Clients that are not well-behaved: those who dawdle, and those who ask for more than there is. For bench/hostile.py."""
+"""Clients that are not well-behaved, for hostile.py: those who dawdle, and those who ask for more than there is."""
 
 import asyncio
 import itertools

@@ -1,8 +1,9 @@
 """Runs a fuzzer at length.
 
-    python -m tests.fuzzing codecs|openapi|http|grpc|native [--inputs 100000] [--seed 0] [--only INDEX ...] [-o FILE]
+    python -m tests.fuzzing FUZZER [--inputs 100000] [--seed 0] [--only INDEX ...] [-o F]
 
-Every input is made of the seed and its number alone; `--only` sends one again, and shortens it where it shows something.
+FUZZER is codecs, openapi, http, grpc or native. Every input is made of the seed and its number alone;
+`--only` sends one again.
 Exit 0: nothing was found; 1: something was.
 """
 

@@ -1,4 +1,4 @@
-"""A fuzzer of the codecs, in this process: each must return or raise what it says, in time, and keep what it promises."""
+"""A fuzzer of the codecs, in this process: each must return or raise what it says, in time, and keep its promises."""
 
 import gc
 import random

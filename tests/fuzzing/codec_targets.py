@@ -4,23 +4,26 @@ import copy
 import json
 import math
 import random
+import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
-from jaxserve.errors import InvalidInput, JaxserveError, ModelFailed, ProtocolError, Unauthenticated, Unsupported
+from jaxserve.errors import InvalidInput, ModelFailed, ProtocolError, Unauthenticated, Unsupported
 from jaxserve.protocols import embeddings, messages, native, open_inference, open_inference_grpc, predict
 from jaxserve.protocols.bearer import token_in
 from jaxserve.protocols.datatypes import DTYPES, Value, datatype_of_value
-from jaxserve.protocols.grpc_messages import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from jaxserve.protocols.grpc_messages import ModelInferResponse, ModelStreamInferResponse
 from jaxserve.protocols.infer_request import InferRequest, RequestedOutput, check_outputs
 from jaxserve.protocols.json_text import read_json
 from jaxserve.server.http.body import Budget, Refused, decompress
 from jaxserve.server.limits import Limits
 from tests.fuzzing import native_traffic
-from tests.fuzzing.http_traffic import EMBEDDINGS_FORMS, JSON_FORMS, PREDICT_FORMS, Draft, _compress, binary_infer
+from tests.fuzzing.grpc_requests import grpc_request
+from tests.fuzzing.http_traffic import Draft, binary_infer, compress
+from tests.fuzzing.http_words import EMBEDDINGS_FORMS, JSON_FORMS, PREDICT_FORMS
 from tests.fuzzing.mutations import damage, damage_json, hostile_value, write_json
 from tests.protocols.comparable import comparable
 from tests.protocols.descriptions import MODELS, described
@@ -76,8 +79,6 @@ def _outcome(input: bytes, call: Callable[[], Any], *allowed: type[Exception]) -
 
 
 def _trace(error: BaseException) -> str:
-    import traceback
-
     return "".join(traceback.format_exception(error))[-1500:]
 
 
@@ -250,71 +251,6 @@ def grpc_messages(rng: random.Random) -> str:
     return "read"
 
 
-def grpc_request(rng: random.Random) -> Any:
-    """A request as protobuf, right or nearly so."""
-    message = ModelInferRequest(id=rng.choice(("", "1", "\u00fc" * 3, "x" * 1025)))
-    model, inputs = native_traffic.inputs_that_fit(rng)
-    if rng.random() < 0.3:
-        inputs = native_traffic.named_values(rng)
-    message.model_name = model
-    is_raw = rng.random() < 0.6
-    for name, value in inputs.items():
-        tensor = message.inputs.add(name=name)
-        if isinstance(value, list):
-            tensor.datatype = "BYTES"
-            tensor.shape.append(len(value))
-            encoded = [text.encode() for text in value]
-            if is_raw:
-                message.raw_input_contents.append(b"".join(len(each).to_bytes(4, "little") + each for each in encoded))
-            else:
-                tensor.contents.bytes_contents.extend(encoded)
-            continue
-        tensor.datatype = next(name for name, dtype in DTYPES.items() if dtype == value.dtype)
-        tensor.shape.extend(value.shape)
-        if is_raw:
-            message.raw_input_contents.append(value.tobytes())
-        else:
-            _fill(rng, tensor, value)
-    if rng.random() < 0.3:
-        _add_parameters(rng, message)
-    return message
-
-
-def _fill(rng: random.Random, tensor: Any, value: np.ndarray) -> None:
-    kinds = {
-        "BOOL": "bool_contents", "INT64": "int64_contents", "UINT64": "uint64_contents", "FP32": "fp32_contents",
-        "FP64": "fp64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
-    }  # fmt: skip
-    field = kinds.get(tensor.datatype, "int_contents") if rng.random() < 0.9 else rng.choice(list(kinds.values()))
-    items = value.ravel().tolist()
-    if rng.random() < 0.2:
-        items = [rng.choice((2**31 - 1, 300, 0, 1, 70000)) for _ in items]
-    try:
-        getattr(tensor.contents, field).extend(items)
-    except (TypeError, ValueError, OverflowError):
-        getattr(tensor.contents, field).append(1)
-
-
-def _add_parameters(rng: random.Random, message: Any) -> None:
-    for _ in range(rng.randint(1, 3)):
-        holder = rng.choice([message, *message.inputs])
-        name = rng.choice(("timeout", "priority", "tenant", "shared_memory_region", "binary_data_output", "x", ""))
-        parameter = holder.parameters[name]
-        match rng.randrange(5):
-            case 0:
-                parameter.int64_param = rng.choice((0, 1, -1, 2**62, 5000000))
-            case 1:
-                parameter.string_param = rng.choice(("", "t", "x" * 500))
-            case 2:
-                parameter.bool_param = rng.random() < 0.5
-            case 3:
-                parameter.double_param = rng.choice((math.nan, math.inf, -1.0, 5.0))
-    if rng.random() < 0.5:
-        for _ in range(rng.choice((1, 2, 300))):
-            output = message.outputs.add(name=rng.choice(("x", "output", "", "x" * 300)))
-            output.parameters["classification"].int64_param = rng.choice((0, 1, 3, -1, 2**40))
-
-
 def predictions(rng: random.Random) -> str:
     """`predict.read_request` and `write_response`."""
     document = rng.choice(PREDICT_FORMS)[1]
@@ -416,7 +352,7 @@ def _began_otherwise(whole: Sequence[Any], pieces: Sequence[Any]) -> bool:
 def compressed_bodies(rng: random.Random) -> str:
     """`decompress`, of bodies that are so small that it does not wait for a thread."""
     draft = Draft(method="POST", body=write_json(rng, rng.choice(JSON_FORMS)[1]))
-    _compress(rng, draft)
+    compress(rng, draft)
     body, encoding = draft.body[:4096], draft.headers[-1][1]
     budget = Budget(2**20)
 
@@ -458,5 +394,3 @@ TARGETS: Mapping[str, tuple[Callable[[random.Random], str], int]] = {
     "bearer": (bearers, 1),
 }
 """By name, and how often each has its turn."""
-
-__all__ = ["TARGETS", "JaxserveError", "Wrong"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from jaxserve.protocols.grpc_messages import HEALTH, INFERENCE, methods
 from tests.fuzzing import h2
-from tests.fuzzing.codec_targets import grpc_request
+from tests.fuzzing.grpc_requests import grpc_request
 from tests.fuzzing.mutations import damage
 
 _METHODS = tuple(methods(INFERENCE))

@@ -1,4 +1,4 @@
-"""As much of HTTP/2 [RFC 9113] and of gRPC over it as it takes to write frames, right ones and others, and read answers."""
+"""As much of HTTP/2 [RFC 9113] and of gRPC as it takes to write frames, right ones and others, and to read answers."""
 
 import dataclasses
 import re

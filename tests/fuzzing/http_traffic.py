@@ -1,6 +1,5 @@
 """What is sent to an HTTP server: right requests of every kind, and what mischief, noise and malice make of them."""
 
-import base64
 import dataclasses
 import gzip
 import json
@@ -13,149 +12,20 @@ from typing import Any
 import numpy as np
 
 from jaxserve.protocols.datatypes import DTYPES
+from tests.fuzzing.http_words import (
+    EMBEDDINGS_FORMS,
+    GETS,
+    HEADERS,
+    JSON_FORMS,
+    METHODS,
+    MODELS,
+    NOISE,
+    POSTS,
+    PREDICT_FORMS,
+    TARGETS,
+    VERSIONS,
+)
 from tests.fuzzing.mutations import damage, damage_json, hostile_value, write_json
-
-MODELS = ("identity", "affine", "mixed", "every", "letters", "fails", "gated", "spare", "nobody")
-
-JSON_FORMS: Sequence[tuple[str, Any]] = (
-    ("identity", {"inputs": [{"name": "x", "shape": [1, 128], "datatype": "FP32", "data": [0.5] * 128}]}),
-    (
-        "affine",
-        {
-            "id": "a",
-            "parameters": {"timeout": 5000000, "priority": 1, "tenant": "t", "binary_data_output": False},
-            "inputs": [{"name": "x", "shape": [2, 4], "datatype": "FP32", "data": [[1, 2, 3, 4], [5, 6.5, 7, 8]]}],
-            "outputs": [{"name": "output", "parameters": {"classification": 2}}],
-        },
-    ),
-    (
-        "mixed",
-        {
-            "inputs": [
-                {"name": "flags", "shape": [1, 3], "datatype": "BOOL", "data": [True, False, True]},
-                {"name": "counts", "shape": [1, 2, 2], "datatype": "INT32", "data": [[[1, 2], [3, -4]]]},
-                {"name": "halves", "shape": [1, 3], "datatype": "FP16", "data": [0.5, 1, 2]},
-            ],
-            "outputs": [{"name": "counted"}, {"name": "doubled", "parameters": {"binary_data": True}}],
-        },
-    ),
-    ("letters", {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["one", "zwei"]}]}),
-    ("fails", {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [-1, 0, 1, 2]}]}),
-    ("gated", {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}),
-)
-"""Requests of the Open Inference Protocol, and the models that they are for."""
-
-PREDICT_FORMS: Sequence[tuple[str, Any]] = (
-    ("affine", {"instances": [[1, 2, 3, 4], [5, 6, 7, 8]]}),
-    ("affine", {"signature_name": "serving_default", "inputs": {"x": [[1, 2, 3, 4]]}}),
-    ("letters", {"instances": ["one", {"b64": "endlaQ=="}]}),
-    ("letters", {"inputs": {"text": ["one"]}}),
-    (
-        "mixed",
-        {
-            "instances": [
-                {"flags": [True, False, True], "counts": [[1, 2], [3, 4]], "halves": [1, 2, 3], "brains": [0.5, 1, 2]}
-            ]
-        },
-    ),
-    ("fails", {"instances": [[-1, 0, 1, 2]]}),
-)
-"""Requests in TensorFlow Serving's form."""
-
-EMBEDDINGS_FORMS: Sequence[Any] = (
-    {"model": "letters", "input": "a text"},
-    {
-        "model": "letters",
-        "input": ["a", "b", "c", "d", "e"],
-        "encoding_format": "base64",
-        "dimensions": 26,
-        "user": "u",
-    },
-    {"model": "affine", "input": ["a"]},
-)
-"""Requests in OpenAI's form."""
-
-_GETS = (
-    "/", "/v2", "/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/metrics", "/openapi.json", "/v1/models",
-    "/v2/models/stats", "/v2/trace/setting", "/v2/logging", "/v2/systemsharedmemory/status",
-    "/v2/cudasharedmemory/region/r/status", "/v2/models/{m}", "/v2/models/{m}/versions/1", "/v2/models/{m}/ready",
-    "/v2/models/{m}/config", "/v2/models/{m}/stats", "/v2/models/{m}/trace/setting", "/v1/models/{m}",
-    "/v1/models/{m}/metadata", "/v1/models/{m}/versions/1", "/page/live.js", "/nothing",
-)  # fmt: skip
-_POSTS = (
-    "/v2/repository/index", "/v2/repository/models/{m}/load", "/v2/repository/models/{m}/unload", "/v2/trace/setting",
-    "/v2/logging", "/v2/systemsharedmemory/unregister", "/v2/systemsharedmemory/region/r/register",
-    "/v2/cudasharedmemory/region/r/unregister",
-)  # fmt: skip
-_METHODS = (
-    "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "FOO", "PRI", "M" * 300, "G\u00cbT",
-)  # fmt: skip
-_TARGETS = (
-    "*", "", "//", "/../../etc/passwd", "/v2/models/../../etc/passwd", "/v2/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-    "/v2/models/..%5c..%5cwindows/infer", "/v2/models/%00", "/v2/models/%ff%fe/infer", "/v2/models/a%2fb/infer",
-    "/v2/models//infer", "/v2//models/identity", "/v2/models/identity/", "/v2/models/identity/versions/2",
-    "/v2/models/identity/versions/-1/infer", "/v2/models/identity/versions/99999999999999999999/infer",
-    "/v2/models/" + "m" * 15000, "/v2/models/" + "%41" * 3000 + "/infer", "/v2/models/" + "x/" * 3000,
-    "/v2/models/identity?" + "a=b&" * 2000, "/v2/models/identity#fragment", "/v2/models/identity;a=b/infer",
-    "http://other/v2", "http://other:99999/v2", "http://[::1/v2", "https://user:pw@host/livez", "http:///livez",
-    "ftp://x/livez", "host:443", "/v2/models/%", "/v2/models/%zz", "/v2/models/\u00fc", "/v2/models/a b", "livez",
-    "?", "/?x", "/livez?\t", "/v2/models/{identity}", "/v1/models/:predict", "/v1/models/affine%3Apredict",
-    "/v1/models/affine:predict:predict", "/page/../live.js", "/page/%2e%2e/server.py", "/.git/config", "/v2/models/\x7f",
-    "javascript:alert(1)", "/events", "/v2/models/$(id)", "/v2/models/<script>", "/v1/models/a/versions/1/metadata/x",
-)  # fmt: skip
-_HEADERS: Sequence[tuple[str, Sequence[str]]] = (
-    ("Content-Length", ("-1", "+5", "0x10", "5 5", "5, 5", "5,6", "10737418240", "99999999999999999999999", "", " ", "1e3",
-                        "\u0665", "00000000005", "5;", "4294967296", "18446744073709551621")),
-    ("Transfer-Encoding", ("chunked", "Chunked", "chunked, chunked", "gzip, chunked", "chunked, gzip", "identity", "",
-                           "xchunked", "chunked ", "\x0bchunked", "chunked;q=1", "deflate")),
-    ("Content-Encoding", ("gzip", "deflate", "x-gzip", "br", "zstd", "identity", "gzip, gzip", "", "GZIP", "\u00e9", "*")),
-    ("Accept-Encoding", ("gzip", "deflate", "gzip, deflate, br", "", ",", "gzip;q=0", "*;q=0", "gzip" * 500)),
-    ("Inference-Header-Content-Length", ("0", "-1", "1", "99999999999", "x", "", "1e2", "+5", " 5", "\u0665", "9" * 30, "2")),
-    ("X-Deadline-S", ("nan", "inf", "-inf", "1e400", "-1", "0", "1e-320", "1e-9", "", "x", "1_0", " 1 ", "\u0665", "1e308")),
-    ("X-Envoy-Expected-Rq-Timeout-Ms", ("nan", "0", "-5", "1e400", "1", "x", "0.001", "1e308")),
-    ("X-Request-Id", ("ok-1", "a b", "x" * 128, "x" * 129, "x" * 9000, "\u00e9", "\x01", "", "a\tb", "a%0d%0aSet-Cookie: b")),
-    ("X-Tenant", ("", "t", "t" * 128, "t" * 129, "\u00fc", "\x01", "../..", "\x80\xff")),
-    ("traceparent", ("00-" + "a" * 32 + "-" + "b" * 16 + "-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-00", "zz", "", "-" * 60)),
-    ("Authorization", ("Bearer x", "Bearer", "Bearer ", "Basic eDp5", "Bearer \u00e9", "Bearer " + "x" * 9000, "", "bearer a b")),
-    ("Expect", ("100-continue", "100-Continue", "200-ok", "", "x" * 500, "100-continue, 100-continue")),
-    ("Connection", ("close", "keep-alive", "upgrade", "Upgrade, HTTP2-Settings", "te", "", "close, keep-alive", "\x01")),
-    ("Upgrade", ("websocket", "h2c", "", "tcp")),
-    ("HTTP2-Settings", ("AAMAAABkAARAAAAAAAIAAAAA", "")),
-    ("Sec-WebSocket-Key", ("dGhlIHNhbXBsZSBub25jZQ==", "x", "")),
-    ("Host", ("", "a", "a:99999", "a b", "[::1", "\u00fc", "x" * 4000, "evil\x00", "a,b")),
-    ("Content-Type", ("application/json", "application/octet-stream", "text/html; charset=utf-7", "multipart/form-data; boundary=x",
-                      "multipart/form-data", "application/x-www-form-urlencoded", "", ";", "a/b;" + "c=d;" * 300, "\u00e9")),
-    ("Cookie", ("a=b", "a" * 9000, ";;;;", "a=\x01")),
-    ("Range", ("bytes=0-1", "bytes=-1", "bytes=9-1", "x")),
-    ("If-Modified-Since", ("x", "Thu, 99 Jan 9999 99:99:99 GMT")),
-    ("Accept", ("*/*", "application/openmetrics-text; version=1.0.0", "text/plain;q=" + "9" * 300, "", "\u00e9")),
-    ("Trailer", ("Content-Length", "x")),
-    ("TE", ("trailers", "gzip", "\x01")),
-    ("X-Forwarded-For", ("127.0.0.1", "x" * 5000)),
-    ("x" * 20000, ("y",)),
-    ("Bad Name", ("y",)),
-    ("Bad\tName", ("y",)),
-    ("", ("y",)),
-    (":authority", ("y",)),
-    ("X\u00e9", ("y",)),
-    ("X-Long", ("y" * 20000, "y" * 16384, "y" * 8190)),
-)  # fmt: skip
-_VERSIONS = (
-    "HTTP/1.1", "HTTP/1.0", "HTTP/0.9", "HTTP/2.0", "HTTP/1.2", "HTTP/1.10", "http/1.1", "HTTP/1", "HTTP/99999.1", "",
-    "HTTP/1.1 ", "RTSP/1.0", "HTTP/-1.1", "HTTP/1.1\x0b",
-)  # fmt: skip
-_NOISE = (
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),  # TLS
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(64),
-    b"JXSV\x01\r\n\x00",
-    b"\r\n" * 500,
-    b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 4000,
-    b"\0" * 1000,
-    b"SSH-2.0-x\r\n",
-    b"GET /\r\n\r\n",
-    b"a" * 40000,
-    b"",
-)
 
 
 @dataclasses.dataclass(slots=True)
@@ -252,10 +122,10 @@ def right(rng: random.Random) -> Draft:
     """A request that is as it should be."""
     kind = rng.randrange(8)
     if kind == 0:
-        target = rng.choice(_GETS).replace("{m}", rng.choice(MODELS))
+        target = rng.choice(GETS).replace("{m}", rng.choice(MODELS))
         return Draft(method=rng.choice(("GET", "GET", "GET", "HEAD")), target=target)
     if kind == 1:
-        target = rng.choice(_POSTS).replace("{m}", rng.choice(MODELS))
+        target = rng.choice(POSTS).replace("{m}", rng.choice(MODELS))
         return Draft(
             method="POST", target=target, body=rng.choice((b"", b"{}", b'{"ready":true}', b'{"parameters":{}}'))
         )
@@ -315,7 +185,8 @@ def _hostile_binary(rng: random.Random, draft: Draft) -> None:
     draft.headers = [("Inference-Header-Content-Length", str(json_bytes))]
 
 
-def _compress(rng: random.Random, draft: Draft) -> None:
+def compress(rng: random.Random, draft: Draft) -> None:
+    """Compresses a body in some way, or says so."""
     if draft.method not in ("POST", "PUT"):
         _hostile_json(rng, draft)
     body = draft.body
@@ -345,7 +216,7 @@ BOMB = gzip.compress(bytes(2**23), 9, mtime=0)
 def _hostile_header(rng: random.Random, draft: Draft) -> None:
     """One that is not about the framing, and of a length that is allowed."""
     while True:
-        name, values = rng.choice(_HEADERS)
+        name, values = rng.choice(HEADERS)
         value = rng.choice(values)
         if name.lower() not in _OF_FRAMING and name.replace("-", "").isalnum() and name.isascii() and _is_plain(value):
             break
@@ -377,7 +248,7 @@ def _chunked(rng: random.Random, draft: Draft) -> None:
 
 
 _MISCHIEF: Sequence[Callable[[random.Random, Draft], None]] = (
-    _hostile_json, _hostile_json, _hostile_json, _hostile_binary, _hostile_binary, _compress, _hostile_header,
+    _hostile_json, _hostile_json, _hostile_json, _hostile_binary, _hostile_binary, compress, _hostile_header,
     _hostile_header, _chunked,
 )  # fmt: skip
 
@@ -389,14 +260,14 @@ def _game(rng: random.Random, draft: Draft) -> None:
     match rng.randrange(9):
         case 0 | 1 | 2:
             for _ in range(rng.choice((1, 1, 2, 5))):
-                name, values = rng.choice(_HEADERS)
+                name, values = rng.choice(HEADERS)
                 draft.headers.append((name, rng.choice(values)))
         case 3:
-            draft.method = rng.choice(_METHODS)
+            draft.method = rng.choice(METHODS)
         case 4:
-            draft.target = rng.choice(_TARGETS)
+            draft.target = rng.choice(TARGETS)
         case 5:
-            draft.version = rng.choice(_VERSIONS)
+            draft.version = rng.choice(VERSIONS)
         case 6:
             draft.framing = rng.choice((None, "chunked"))
         case 7:
@@ -415,10 +286,7 @@ def _bad_chunks(rng: random.Random) -> bytes:
     body = in_chunks(rng, right(rng).body or b"x" * 50)
     size = rng.choice((b"-1", b"fffffffffffffffff", b"80000000", b"0x5", b" 5", b"5 ", b"g", b"", b"5;" + b"a" * 9000,
                        b"00000000000000000005", b"+5", b"5\r", b"\xb2"))  # fmt: skip
-    if rng.random() < 0.5:
-        body = size + b"\r\n" + body
-    else:
-        body = damage(rng, body)
+    body = size + b"\r\n" + body if rng.random() < 0.5 else damage(rng, body)
     head = b"POST /v2/models/identity/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
     if rng.random() < 0.2:
         head += b"Content-Length: %d\r\n" % rng.randint(0, 100)
@@ -442,7 +310,7 @@ def _one(rng: random.Random) -> tuple[bytes, int | None]:
         return damage(rng, draft.write(rng), right(rng).write(rng)), None
     if kind < 0.95:
         return _bad_chunks(rng), None
-    return (rng.choice(_NOISE) if rng.random() < 0.5 else rng.randbytes(rng.choice((1, 10, 100, 3000)))), None
+    return (rng.choice(NOISE) if rng.random() < 0.5 else rng.randbytes(rng.choice((1, 10, 100, 3000)))), None
 
 
 def traffic(rng: random.Random) -> Traffic:
@@ -459,8 +327,3 @@ def traffic(rng: random.Random) -> Traffic:
         cuts = tuple(sorted(rng.sample(range(len(data)), min(len(data), rng.randint(1, 6)))))
     ending = rng.choices(("close", "abort", "half"), (8, 2, 1))[0]
     return Traffic(data, answers, b"HEAD" in data.upper(), cuts, ending)
-
-
-def as_text(data: bytes) -> str:
-    """Input as it can be put into a command line."""
-    return base64.b64encode(data).decode()

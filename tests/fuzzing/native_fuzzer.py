@@ -1,6 +1,7 @@
 """A fuzzer of the native protocol over raw sockets.
 
-What comes back must be messages; a request that is right must be answered, unless the connection was ended with a reason.
+What comes back must be messages; a request that is right must be answered, unless the connection was ended with a
+reason.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Schemathesis against the server's own OpenAPI document: what it says must be what the server does.
 
-Where an error of the server is typed (a model that raised, a server that stops, what is not done here) that is an answer
-as good as any other; so in place of schemathesis' own check for server errors there is one that looks for the type.
+Where an error of the server is typed (a model that raised, a server that stops, what is not done here) that is an
+answer as good as any other; so in place of schemathesis' own check for server errors one looks for the type.
 """
 
 import json

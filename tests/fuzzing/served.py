@@ -2,8 +2,8 @@
 
     python -m tests.fuzzing.served [LIMIT=VALUE ...]
 
-It prints one line of JSON with its ports. Each line on its standard input is answered with one line of JSON that says
-what it is doing (`state`); it ends with its standard input.
+It prints one line of JSON with its ports. Each line on its standard input, `state`, `memory` or `objects`, is answered
+with one of JSON; it ends with its standard input.
 """
 
 import asyncio
@@ -96,6 +96,11 @@ def state(front: Front, engine: Engine, complaints: Complaints) -> dict[str, Any
     }
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def most_common_objects() -> dict[str, int]:
     """What the interpreter holds most of, to find a leak by."""
     return dict(Counter(type(each).__qualname__ for each in gc.get_objects()).most_common(40))
@@ -118,14 +123,16 @@ async def main(limits: Limits) -> None:
                 if not line:
                     loop.remove_reader(sys.stdin)
                     done.set()
+                elif line.strip() == "memory":
+                    _say(json.dumps(memory()))
                 elif line.strip() == "objects":
-                    print(json.dumps(most_common_objects()), flush=True)
+                    _say(json.dumps(most_common_objects()))
                 else:
-                    print(json.dumps(state(front, engine, complaints)), flush=True)
+                    _say(json.dumps(state(front, engine, complaints)))
 
             loop.add_reader(sys.stdin, told)
             ports = {name: server.port for name, server in front.servers.items()}
-            print(json.dumps(ports), flush=True)
+            _say(json.dumps(ports))
             await done.wait()
 
 

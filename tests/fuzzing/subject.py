@@ -1,4 +1,4 @@
-"""The server under test, as a fuzzer sees it: its ports, what it says that it is doing, and whether it still answers."""
+"""The server under test, as a fuzzer sees it: its ports, what it says of itself, and whether it still answers."""
 
 import asyncio
 import contextlib
@@ -92,6 +92,10 @@ class Subject:
             Hung: it says nothing.
         """
         return self._ask("state")
+
+    def memory(self) -> dict[str, int]:
+        """Its resident set, and the largest that it was since it was last asked for anything."""
+        return self._ask("memory")
 
     def objects(self) -> dict[str, int]:
         """What it holds most of, by type."""

@@ -111,8 +111,10 @@ HOSTILE: dict[str, tuple[bytes, int | tuple[int, ...]]] = {
     # JSON
     "a million inputs": (post(INFER, b'{"inputs":[' + b"{}," * 10**6 + b"{}]}"), 400),
     "a million inputs that are numbers": (post(INFER, b'{"inputs":[' + b"0," * 10**6 + b"0]}"), 400),
-    "a million numbers": (post(INFER, b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1000001],"data":['
-                               + b"0," * 10**6 + b"0]}]}"), 400),
+    "a million numbers": (
+        post(INFER, b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1000001],"data":[' + b"0," * 10**6 + b"0]}]}"),
+        400,
+    ),
     "a million numbers for predict": (post(PREDICT, b'{"instances":[' + b"0," * 10**6 + b"0]}"), 400),
     "a million rows for predict": (post(PREDICT, b'{"instances":[' + b"[0]," * 10**5 + b"[0]]}"), 400),
     "a million texts": (post(EMBEDDINGS, b'{"model":"letters","input":[' + b'"a",' * 10**6 + b'"a"]}'), 400),
@@ -125,7 +127,10 @@ HOSTILE: dict[str, tuple[bytes, int | tuple[int, ...]]] = {
     "deep predictions": (post(PREDICT, b'{"instances":' + deep(10**5) + b"}"), 400),
     "deep texts": (post(EMBEDDINGS, b'{"model":"letters","input":' + deep(10**5) + b"}"), 400),
     "deep data": (infer(tensor(data=json.loads(deep(60)))), 400),
-    "a text of 4 MB with one wide character": (post(INFER, b'"' + b"a" * (4 * 10**6) + "\U0001f600".encode() + b'"'), 400),
+    "a text of 4 MB with one wide character": (
+        post(INFER, b'"' + b"a" * (4 * 10**6) + "\U0001f600".encode() + b'"'),
+        400,
+    ),
     "a number of 4,000,000 digits": (post(INFER, b"9" * 4 * 10**6), 400),
     "an id of a megabyte": (infer(tensor(), id="x" * MIB), 400),
     "no JSON": (post(INFER, b"\xff\xfe" * 1000), 400),
@@ -136,7 +141,7 @@ HOSTILE: dict[str, tuple[bytes, int | tuple[int, ...]]] = {
     "a shape whose product overflows but for a 0": (infer(tensor(shape=[2**62, 2**62, 0], data=[])), 400),
     "a raw shape whose product overflows": (raw_infer([2**62, 4], 16, bytes(16)), 400),
     "a raw shape whose product is 0 modulo 2**64": (raw_infer([2**32, 2**32], 0, b""), 400),
-    "a dimension of 2**70": (post(INFER, b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1180591620717411303424],"data":[]}]}'), 400),
+    "a dimension of 2**70": (infer(tensor(shape=[2**70], data=[])), 400),
     "a dimension of -1": (infer(tensor(shape=[-1, 128])), 400),
     "two dimensions of -1": (raw_infer([-1, -128], 512, bytes(512)), 400),
     "a dimension of 1.5": (infer(tensor(shape=[1.5])), 400),
@@ -158,11 +163,14 @@ HOSTILE: dict[str, tuple[bytes, int | tuple[int, ...]]] = {
     "2**62 texts": (raw_infer([2**62], 4, bytes(4), datatype="BYTES"), 400),
     "a million empty texts": (raw_infer([10**6 - 1], 4 * 10**6 - 4, bytes(4 * 10**6 - 4), datatype="BYTES"), 400),
     "texts that are no UTF-8": (raw_infer([1], 8, struct.pack("<I", 4) + b"\xff\xfe\xfd\xfc", datatype="BYTES"), 400),
-    "shared memory": (infer({"name": "x", "datatype": "FP32", "shape": [1], "parameters": {"shared_memory_region": "/etc/passwd"}}), 400),
+    "shared memory": (infer(tensor(parameters={"shared_memory_region": "/etc/passwd"})), 400),
     "a timeout of minus one": (infer(tensor(), parameters={"timeout": -1}), 400),
     "a timeout that is no number": (infer(tensor(), parameters={"timeout": "1"}), 400),
-    "a deadline that is no number": (get("/v2/models/identity/infer").replace(b"GET", b"POST", 1)[:-2]
-                                     + b"X-Deadline-S: nan\r\nContent-Length: 0\r\n\r\n", 400),
+    "a deadline that is no number": (
+        get("/v2/models/identity/infer").replace(b"GET", b"POST", 1)[:-2]
+        + b"X-Deadline-S: nan\r\nContent-Length: 0\r\n\r\n",
+        400,
+    ),
     # Heads
     "a header of 20,000 bytes": (get("/livez", "X: " + "y" * 20_000), 431),
     "a name of a header of 20,000 bytes": (get("/livez", "y" * 20_000 + ": x"), (400, 431)),
@@ -176,10 +184,16 @@ HOSTILE: dict[str, tuple[bytes, int | tuple[int, ...]]] = {
     "a method that is none": (get("/livez").replace(b"GET", b"X" * 5000, 1), (400, 405, 431)),
     "HTTP/2 without asking": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 404, 405)),
     "a proxy's CONNECT": (b"CONNECT example.com:443 HTTP/1.1\r\nHost: h\r\n\r\n", (400, 404, 405)),
-    **{f"a model called {name[:40]}": (infer(tensor(), path=f"/v2/models/{name}/infer"), (400, 404)) for name in TRAVERSALS},
+    **{
+        f"a model called {name[:40]}": (infer(tensor(), path=f"/v2/models/{name}/infer"), (400, 404))
+        for name in TRAVERSALS
+    },
     **{f"a page called {name[:40]}": (get(f"/page/{name}"), (400, 404)) for name in TRAVERSALS},
-    **{f"loading {name[:40]}": (post(f"/v2/repository/models/{name}/load", b""), (400, 404, 503)) for name in TRAVERSALS},
-}  # fmt: skip
+    **{
+        f"loading {name[:40]}": (post(f"/v2/repository/models/{name}/load", b""), (400, 404, 503))
+        for name in TRAVERSALS
+    },
+}
 
 
 def answer_to(subject: Subject, request: bytes) -> Answer:
@@ -215,15 +229,14 @@ def answer_to(subject: Subject, request: bytes) -> Answer:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_is_refused_in_constant_memory(subject: Subject, name: str):
     request, expected = HOSTILE[name]
-    before = subject.state()
+    before = subject.memory()
     answer = answer_to(subject, request)
-    after = subject.state()
+    after = subject.memory()
     assert answer.status in ((expected,) if isinstance(expected, int) else expected), answer
     assert complaint(answer) is None
     assert len(answer.body) <= LONGEST_ERROR_BYTES
     most_bytes = MOST_BYTES + (MOST_ELEMENTS_BYTES if "million" in name else 0)
     assert after["peak_bytes"] - before["resident_bytes"] <= most_bytes
-    assert after["complaints"] == []
 
 
 def test_nothing_is_left_of_them(subject: Subject):
@@ -233,6 +246,7 @@ def test_nothing_is_left_of_them(subject: Subject):
             answer_to(subject, HOSTILE[name][0])
     state = subject.state()
     assert (state["in_flight"], state["buffered_bytes"]) == (0, 0)
+    assert state["complaints"] == []  # nor has anything above been logged as a fault
     assert state["resident_bytes"] - rest["resident_bytes"] <= MAX_BODY_BYTES
     answer = answer_to(subject, infer(tensor()))
     assert answer.status == 200
@@ -245,6 +259,10 @@ def grpc_request(**changes: Any) -> bytes:
         request.inputs.add(name=name, datatype=changes.get("datatype", "FP32"), shape=shape)
         request.raw_input_contents.append(changes.get("data", bytes(512)))
     return request.SerializeToString()
+
+
+def over_grpc(subject: Subject) -> grpc.Channel:
+    return grpc.insecure_channel(f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)])
 
 
 GRPC_HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -273,30 +291,24 @@ GRPC_HOSTILE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", GRPC_HOSTILE)
 def test_is_refused_in_constant_memory_over_grpc(subject: Subject, name: str, compression: Any):
     request, expected = GRPC_HOSTILE[name]
-    before = subject.state()
-    with grpc.insecure_channel(
-        f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)]
-    ) as channel:
+    before = subject.memory()
+    with over_grpc(subject) as channel:
         call = channel.unary_unary(f"/{INFERENCE}/ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=PATIENCE_S, compression=compression)
-    after = subject.state()
+    after = subject.memory()
     error: Any = caught.value
     assert error.code().name == expected, error
     assert len(error.details()) <= LONGEST_ERROR_BYTES
     assert after["peak_bytes"] - before["resident_bytes"] <= MOST_BYTES
-    assert after["complaints"] == []
 
 
 def test_a_bomb_over_grpc(subject: Subject):
-    before = subject.state()
-    with grpc.insecure_channel(
-        f"127.0.0.1:{subject.ports['grpc']}", options=[("grpc.max_send_message_length", -1)]
-    ) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(f"/{INFERENCE}/ModelInfer")(
-                bytes(256 * MIB), timeout=PATIENCE_S, compression=grpc.Compression.Gzip
-            )
+    before = subject.memory()
+    with over_grpc(subject) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/{INFERENCE}/ModelInfer")(
+            bytes(256 * MIB), timeout=PATIENCE_S, compression=grpc.Compression.Gzip
+        )
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
-    assert subject.state()["peak_bytes"] - before["resident_bytes"] <= MOST_BYTES
+    assert subject.memory()["peak_bytes"] - before["resident_bytes"] <= MOST_BYTES
