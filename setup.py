@@ -40,7 +40,7 @@ setup(
     package_dir={"jaxserve": "jaxserve", "jaxserve_kernels": "kernels/jaxserve_kernels"},
     package_data={
         "jaxserve": ["py.typed"],
-        "jaxserve.protocols": ["inference.proto", "inference.binpb"],
+        "jaxserve.protocols": ["*.proto", "inference.binpb"],
         "jaxserve.server.page": ["*.html", "*.css", "*.js"],
         "jaxserve_kernels": ["py.typed"],
     },
@@ -48,8 +48,8 @@ setup(
         "aiohttp>=3.13",
         "click>=8.1",
         "flax>=0.12",
-        "grpcio>=1.65",
-        "grpcio-health-checking>=1.65",
+        # From 1.84 on one header that is not UTF-8 stops a server of grpc.aio for good.
+        "grpcio>=1.65,<1.84",
         "jax>=0.10.2",
         "ml_dtypes>=0.5",
         "msgpack>=1.0.8",

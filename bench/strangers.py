@@ -20,25 +20,26 @@ KINDS = ("head", "body", "reader", "noise", "native", "grpc")
 """Of those who dawdle: a byte of the head a second, a byte of the body a second, one who asks and takes no answer, one
 who says something else than HTTP and then nothing, and those who do no more than half a handshake elsewhere."""
 EVERY_S = 1.0
+READS_NOT_FOR_S = 10.0
 _PIPELINED = 400
 """Requests of one who takes no answers; together these are megabytes."""
 _SMALL_WINDOW_BYTES = 4096
 """What a client's system takes for it while it does not read."""
 
 
-def http_head(length: int, tenant: str, deadline_s: float) -> bytes:
+def http_head(model: str, length: int, tenant: str, deadline_s: float) -> bytes:
     """The head of a request of the Open Inference Protocol."""
     return (
-        b"POST /v2/models/model/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nX-Tenant: %b\r\nX-Deadline-S: %g\r\n"
-        % (length, tenant.encode(), deadline_s)
+        b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nX-Tenant: %b\r\nX-Deadline-S: %g\r\n"
+        % (model.encode(), length, tenant.encode(), deadline_s)
     )
 
 
-def http_infer(x: np.ndarray[Any, Any], tenant: str, deadline_s: float) -> bytes:
+def http_infer(model: str, x: np.ndarray[Any, Any], tenant: str, deadline_s: float) -> bytes:
     """A request with raw data."""
     tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
     text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    head = http_head(len(text) + x.nbytes, tenant, deadline_s)
+    head = http_head(model, len(text) + x.nbytes, tenant, deadline_s)
     return b"%bInference-Header-Content-Length: %d\r\n\r\n%b%b" % (head, len(text), text, x.tobytes())
 
 
@@ -61,7 +62,7 @@ class Dawdler(asyncio.Protocol):
             case "head":
                 drip = b"GET /v2/models/model HTTP/1.1\r\nHost: h\r\nX-Long: " + b"a" * 8000
             case "body":
-                self._transport.write(http_head(100_000, "strangers", 60.0) + b"\r\n")
+                self._transport.write(http_head("model", 100_000, "strangers", 60.0) + b"\r\n")
                 drip = b" " * 8000
             case "reader":
                 self._transport.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * _PIPELINED)
@@ -129,12 +130,13 @@ class Dawdlers:
             self.open[kind] += 1
             try:
                 if kind == "reader":  # one who does not read does not see that the other end has gone
-                    await asyncio.sleep(30.0)
+                    await asyncio.sleep(READS_NOT_FOR_S)
                 else:
                     self.lasted_s[kind].append(await dawdler.lost)
             finally:
                 self.open[kind] -= 1
                 transport.abort()
+            await asyncio.sleep(EVERY_S)
 
 
 class OverHttp(asyncio.Protocol):
@@ -176,7 +178,8 @@ class OverHttp(asyncio.Protocol):
 class OverNative(asyncio.Protocol):
     """A connection of the native protocol on which requests are sent without waiting."""
 
-    def __init__(self, x: np.ndarray[Any, Any], deadline_s: float, outcomes: Counter[str]) -> None:
+    def __init__(self, model: str, x: np.ndarray[Any, Any], deadline_s: float, outcomes: Counter[str]) -> None:
+        self._model = model
         self._x = x
         self._deadline_s = deadline_s
         self._outcomes = outcomes
@@ -190,7 +193,7 @@ class OverNative(asyncio.Protocol):
 
     def send(self) -> bool:
         """Sends a request."""
-        message = messages.Infer(next(self._ids), "model", self._deadline_s, {"x": self._x}, 0, "strangers")
+        message = messages.Infer(next(self._ids), self._model, self._deadline_s, {"x": self._x}, 0, "strangers")
         self._transport.write(b"".join(native.encode(message)))
         return True
 
@@ -201,11 +204,11 @@ class OverNative(asyncio.Protocol):
 
 
 async def overload(
-    ports: dict[str, int], rate: float, x: np.ndarray[Any, Any], deadline_s: float, outcomes: Counter[str]
+    ports: dict[str, int], model: str, rate: float, x: np.ndarray[Any, Any], deadline_s: float, outcomes: Counter[str]
 ) -> None:
     """Asks `rate` times a second, half over HTTP and half over the native protocol, whatever is answered; for ever."""
     loop = asyncio.get_running_loop()
-    request = http_infer(x, "strangers", deadline_s)
+    request = http_infer(model, x, "strangers", deadline_s)
     local = (LOCAL, 0)
     over_http = [
         (await loop.create_connection(lambda: OverHttp(request, outcomes), HOST, ports["http"], local_addr=local))[1]
@@ -214,7 +217,7 @@ async def overload(
     over_native = [
         (
             await loop.create_connection(
-                lambda: OverNative(x, deadline_s, outcomes), HOST, ports["native"], local_addr=local
+                lambda: OverNative(model, x, deadline_s, outcomes), HOST, ports["native"], local_addr=local
             )
         )[1]
         for _ in range(8)

@@ -177,9 +177,18 @@ class PermissionDenied(InferenceError):
 
 
 class TooManyInFlight(InferenceError):
-    """Refused on arrival: its client has as many requests unanswered as it may have."""
+    """Refused on arrival: its client has as many requests unanswered as it may have.
+
+    Attributes:
+        retry_after_s: seconds after which there is expected to be room.
+    """
 
     code = "too_many_in_flight"
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds after which there is expected to be room."""
+        return float(self.details.get("retry_after_s", 1.0))
 
 
 class ServiceError(JaxserveError):

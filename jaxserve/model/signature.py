@@ -16,6 +16,8 @@ _NUMPY_DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
+_MOST_SHOWN, _LONGEST_SHOWN = 8, 64
+"""Of names that a stranger chose, in messages."""
 _DTYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name) for name in _NUMPY_DTYPES},
     **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")},
@@ -143,7 +145,7 @@ class Signature(Mapping[str, TensorSpec]):
 
     def _wrong_names(self, inputs: Mapping[str, Any]) -> InvalidInput:
         missing = [name for name in self._specs if name not in inputs]
-        unknown = [str(name) for name in inputs if name not in self._specs]
+        unknown = [str(name)[:_LONGEST_SHOWN] for name in inputs if name not in self._specs][:_MOST_SHOWN]
         parts = [f"lack {', '.join(map(repr, missing))}"] if missing else []
         parts += [f"have {', '.join(map(repr, unknown))}, which it does not take"] if unknown else []
         return InvalidInput(f"the inputs {' and '.join(parts)}; it takes {', '.join(map(repr, self._specs))}")

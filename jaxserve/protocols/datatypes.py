@@ -139,9 +139,9 @@ def check_shape(shape: object, *, what: str) -> tuple[int, ...]:
         raise InvalidInput(f"{what} has {len(shape)} dimensions; at most {MAX_NDIM} are allowed")
     dimensions = tuple(shape)
     if not set(map(type, dimensions)) <= _WHOLE:
-        raise InvalidInput(f"{what} has shape {list(shape)}; every dimension must be a whole number")
+        raise InvalidInput(f"{what} has shape {list(shape)!r:.200}; every dimension must be a whole number")
     if dimensions and min(dimensions) < 0:
-        raise InvalidInput(f"{what}: shape {list(shape)} has a negative dimension; say how many there are")
+        raise InvalidInput(f"{what}: shape {list(shape)!r:.200} has a negative dimension; say how many there are")
     return dimensions
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +16,15 @@ from jaxserve.server.grpc_methods import Methods
 from jaxserve.server.limits import Limits
 from jaxserve.server.service import Service
 
+_log = logging.getLogger("jaxserve.grpc.server")
+
+# From this version on, one call whose path is not UTF-8 ends the server of grpcio: no connection is taken any more.
+# Versions before answer it UNKNOWN. Found by the fuzzer (1.66 to 1.83 go on, 1.84.2 and 1.85.1 end).
+FRAGILE_FROM = (1, 84)
+
 _LINGER_S = 1.0  # that clients have to take their last answers
 _CALLS_PER_CONNECTION = 4  # calls that may be open at a time, on average, where all connections are
+_MOST_PENDING = 4096  # calls that wait to be taken; each holds some kilobytes, even after its connection has gone
 
 
 class GrpcServer:
@@ -69,6 +77,12 @@ class GrpcServer:
     async def __aenter__(self) -> Self:
         limits = self._service.limits
         self._check_address()
+        if is_fragile():
+            _log.warning(
+                "grpcio %s ends its server when the path of a call is not UTF-8, and whoever can connect may send one; "
+                "install 'grpcio<1.84'",
+                grpc.__version__,
+            )
         reading = Reading(limits.body_timeout_s)
         inference = Inference(self._service, reading)
         server = grpc.aio.server(
@@ -137,10 +151,14 @@ class GrpcServer:
         )
 
 
+def is_fragile() -> bool:
+    """Whether the grpcio that is installed can be ended by any client."""
+    return tuple(int(number) for number in grpc.__version__.split(".")[:2]) >= FRAGILE_FROM
+
+
 def channel_options(limits: Limits) -> list[tuple[str, int]]:
     """The limits as gRPC has them."""
     idle_ms = round(1000 * limits.keepalive_timeout_s)
-    calls = min(_CALLS_PER_CONNECTION * limits.max_connections, 2**30)
     return [
         ("grpc.so_reuseport", 0),  # or two servers would share a port, and neither know
         ("grpc.max_receive_message_length", limits.max_body_bytes),  # after decompression
@@ -151,8 +169,8 @@ def channel_options(limits: Limits) -> list[tuple[str, int]]:
         # gRPC's own protections against overload end calls without a word that clients could act on, some by chance.
         # What is too much is refused by name here, or waits at the client for a place on its connection.
         ("grpc.http.overload_protection", 0),
-        ("grpc.server.max_pending_requests", calls),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * calls),
+        ("grpc.server.max_pending_requests", _MOST_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _MOST_PENDING),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.server_handshake_timeout_ms", round(1000 * limits.head_timeout_s)),
         ("grpc.max_connection_idle_ms", idle_ms),

@@ -206,6 +206,7 @@ def test_raw_that_does_not_fit(datatype, shape, raw, message):
         ([None], "every dimension must be a whole number"),
         ([1, -1], "negative dimension"),
         ([1] * 33, "33 dimensions"),
+        (["x" * 10**6], r"^it has shape \['x{198}; every dimension must be a whole number"),
     ],
 )
 def test_shapes_that_are_none(shape, message):

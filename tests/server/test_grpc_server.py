@@ -19,7 +19,7 @@ from jaxserve.protocols.grpc_messages import INFERENCE, message_class, methods
 from jaxserve.server import grpc_calls
 from jaxserve.server.grpc_calls import Reading
 from jaxserve.server.grpc_infer import Inference
-from jaxserve.server.grpc_server import GrpcServer
+from jaxserve.server.grpc_server import GrpcServer, is_fragile
 from tests.server.grpc_fakes import ALICE, FakeService, Served, X, client_of, given, run, served
 from tests.server.live import LOOPS, PATIENCE_S
 
@@ -561,6 +561,31 @@ def test_connections_are_bounded():
                 assert await reader.read() == b""
             second.close()
             third.close()
+
+    run(main)
+
+
+@pytest.mark.skipif(is_fragile(), reason=f"grpcio {grpc.__version__} ends its server at such a path")
+def test_a_path_that_is_not_text_ends_nothing():
+    def literal(name: bytes, value: bytes) -> bytes:
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+    named = {b":path": b"/\xff/x", b":authority": b"a", b"content-type": b"application/grpc", b"te": b"trailers"}
+    headers = b"\x83\x86" + b"".join(literal(name, value) for name, value in named.items())
+    call = frame(1, 4, 1, headers) + frame(0, 1, 1, bytes(5))
+
+    async def main() -> None:
+        async with served() as at:
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.server.port)
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + call)
+            async with asyncio.timeout(PATIENCE_S):
+                while b"grpc-status" not in await reader.read(2**16):
+                    pass
+            writer.close()
+            np.testing.assert_array_equal((await at.infer()).as_numpy("x"), X)
 
     run(main)
 
