@@ -13,7 +13,8 @@ third of what their groups can do. They are measured alone, and then while there
 
 Strangers and well-behaved are two tenants of equal shares (`--shares equal`). Timeouts are shorter than a server has by
 itself (2 s for a head, 4 s for a body, 4 s in which something of an answer must be taken), so that strangers are cut
-off many times while it is measured. Server, clients and strangers are a process each, and share the machine.
+off many times while it is measured. Server, clients and strangers are a process each and share the machine, but that
+of the strangers yields to the others.
 
 Every round starts a fresh server and measures alone, apart, together, and alone again. A ratio is that of the 99th
 percentiles of what was answered to the mean of both times alone; what is refused is counted, but has no latency. The
@@ -67,7 +68,7 @@ GROUPS_OF = Counter(group.models[0] for group in GROUPS)
 THINK_S = 0.06
 OVER_HTTP, OVER_NATIVE = 8, 4
 WARM_UP_S = 1.0
-SETTLE_S = 3.0
+SETTLE_S = 6.0
 """Between the first of the strangers and when they are measured among."""
 LIMITS = Limits(head_timeout_s=2.0, body_timeout_s=4.0, write_timeout_s=4.0, keepalive_timeout_s=30.0)
 AMONG = {"apart": "other", "together": "model"}
@@ -161,7 +162,7 @@ async def ask_over_http(port: int, number: int, until_s: float, note: Any) -> No
     """One client over HTTP."""
     rng = np.random.default_rng((SEED, number))
     request = http_infer("model", X, "well-behaved", DEADLINE_S)
-    while time.perf_counter() < until_s:
+    while (sent_s := time.perf_counter()) < until_s:
         reader, writer = await asyncio.open_connection(HOST, port)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while time.perf_counter() < until_s:
@@ -198,6 +199,7 @@ async def ask_over_native(port: int, number: int, until_s: float, note: Any) -> 
 
 async def estrange(ports: dict[str, int], model: str, dawdlers: int, rate: float) -> None:
     """The strangers, until standard input ends; prints when all are there, and at the end what became of them."""
+    os.nice(10)  # strangers have machines of their own; here they must not take the server's processor
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     loop.add_reader(sys.stdin, lambda: (loop.remove_reader(sys.stdin), done.set()))

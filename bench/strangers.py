@@ -21,6 +21,8 @@ KINDS = ("head", "body", "reader", "noise", "native", "grpc")
 who says something else than HTTP and then nothing, and those who do no more than half a handshake elsewhere."""
 EVERY_S = 1.0
 READS_NOT_FOR_S = 10.0
+ARRIVE_WITHIN_S = 5.0
+"""They come one after the other."""
 _PIPELINED = 400
 """Requests of one who takes no answers; together these are megabytes."""
 _SMALL_WINDOW_BYTES = 4096
@@ -108,11 +110,12 @@ class Dawdlers:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for kind in self._kinds:
-                tasks.create_task(self._keep(kind))
+            for index, kind in enumerate(self._kinds):
+                tasks.create_task(self._keep(kind, ARRIVE_WITHIN_S * index / len(self._kinds)))
 
-    async def _keep(self, kind: str) -> None:
+    async def _keep(self, kind: str, after_s: float) -> None:
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(after_s)
         port = self._ports[kind if kind in ("native", "grpc") else "http"]
         while True:
             sock = socket.socket()

@@ -41,7 +41,13 @@ Detail = str | int | float
 
 
 class JaxserveError(Exception):
-    """Base of everything that jaxserve raises on purpose."""
+    """Base of everything that jaxserve raises on purpose.
+
+    Attributes:
+        is_told: whether a server has logged it.
+    """
+
+    is_told = False
 
 
 class ModelError(JaxserveError, ValueError):
@@ -256,6 +262,9 @@ _BY_CODE: dict[str, type[InferenceError]] = {
 }
 
 
+_LONGEST_BRIEF = 300
+
+
 def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> JaxserveError:
     """The error that (code, message, details) stands for; an unknown code becomes a `ServerError`."""
     kind = _BY_CODE.get(code)
@@ -266,7 +275,7 @@ def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> Jaxserv
 
 def not_readable(error: Exception) -> InvalidInput:
     """What the caller of a request gets whose inputs raised as they were made arrays."""
-    invalid = InvalidInput(f"an input cannot be read as an array: {type(error).__name__}: {_brief(error)}")
+    invalid = InvalidInput(f"an input cannot be read as an array: {type(error).__name__}: {brief(error)}")
     invalid.__cause__ = error
     return invalid
 
@@ -275,7 +284,7 @@ def model_failed(model: str, error: BaseException) -> InferenceError:
     """What the caller of a request gets on which `model` raised; an error that is meant for callers stays as it is."""
     if isinstance(error, InferenceError):
         return error
-    what = f"model {model!r} raised {type(error).__name__} on this request: {_brief(error)}"
+    what = f"model {model!r} raised {type(error).__name__} on this request: {brief(error)}"
     failed = ModelFailed(what, model=model)
     failed.__cause__ = error
     return failed
@@ -293,7 +302,8 @@ def too_late(predicted_s: float, slo_s: float, retry_after_s: float) -> Deadline
     )
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """One line of an error for its caller; jax puts whole tracebacks into messages, and those end with the cause."""
     lines = str(error).strip().splitlines() or [""]
-    return lines[-1] if any("Traceback (most recent call last)" in line for line in lines) else lines[0]
+    line = lines[-1] if any("Traceback (most recent call last)" in line for line in lines) else lines[0]
+    return line if len(line) <= _LONGEST_BRIEF else f"{line[:_LONGEST_BRIEF]}..."

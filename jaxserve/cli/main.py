@@ -81,6 +81,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    # gRPC writes lines of its own to standard error, as many as strangers want; what matters is logged by us.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _divert_native_output()
     sys.exit(run(sys.argv[1:]))
 

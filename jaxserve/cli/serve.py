@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -19,7 +20,7 @@ from jaxserve.cli.notify import Notifier
 from jaxserve.cli.options import serve_options
 from jaxserve.cli.settings import ServeSettings
 from jaxserve.cli.show import Telling
-from jaxserve.cli.signals import StopSignals
+from jaxserve.cli.signals import StopSignals, leave_within
 from jaxserve.config import cache_directory
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
@@ -30,6 +31,8 @@ from jaxserve.runtime import CompilationCache, enable_compilation_cache
 from jaxserve.server import Access, Doors, Front, OpenTelemetry, Tls, TlsFiles, check_binding, check_unix_path
 
 _log = logging.getLogger("jaxserve.serve")
+_LAST_S = 3.0
+"""Seconds that the process has to end after `--grace-s`."""
 
 
 @click.command("serve")
@@ -149,7 +152,7 @@ async def _serve(settings: ServeSettings, prepared: _Prepared, *, check: bool) -
         tell(f"on {' and '.join(front.addresses)}")
         await stack.enter_async_context(notifier.watched())
         gc.collect()
-        gc.freeze()  # what is there by now stays; without it a full collection holds everybody up for a tenth of a second
+        gc.freeze()  # what is there by now stays; else a full collection holds everybody up for a tenth of a second
         with _reloading(prepared, notifier):
             notifier.ready(f"serving {names}")
             await until_stopped(front, signals, grace_s=settings.grace_s, tell=tell, notifier=notifier)
@@ -192,6 +195,8 @@ async def until_stopped(
     """Waits for a signal, then drains."""
     signals.ready(at_once=lambda: front.drain(0.0))
     await signals.asked()
+    if grace_s < math.inf:
+        leave_within(grace_s + _LAST_S)
     if notifier is not None:
         notifier.stopping()
     tell(f"draining: {front.in_flight} requests in flight")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Self
@@ -54,6 +55,18 @@ class StopSignals:
         if not self._ready and self._task is not None:
             say("stopping ...")  # it may take a while: nothing interrupts a program that is being compiled
             self._task.cancel()
+
+
+def leave_within(seconds: float) -> None:
+    """Ends the process after so long, if it has not ended by then: no thread can interrupt a model that hangs."""
+
+    def leave() -> None:
+        say("stopped, though a model still runs")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 class FirstInterrupt:

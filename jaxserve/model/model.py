@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxserve.errors import InferenceError, InvalidInput, ModelError, ModelFailed
+from jaxserve.errors import InferenceError, InvalidInput, ModelError, ModelFailed, brief
 from jaxserve.model.adapters import Adapter, adapt_function, adapt_host_function, adapt_linen, adapt_nnx
 from jaxserve.model.buckets import Bucket, BucketGrid
 from jaxserve.model.checks import (
@@ -305,7 +305,9 @@ class Model:
         except InferenceError:
             raise
         except Exception as error:
-            raise ModelFailed(f"the preprocess of {self.name!r} raised {type(error).__name__}: {error}") from error
+            raise ModelFailed(
+                f"the preprocess of {self.name!r} raised {type(error).__name__}: {brief(error)}"
+            ) from error
         try:
             arrays, sizes = self.inputs.check(made)
         except InvalidInput as error:
@@ -328,7 +330,9 @@ class Model:
         except InferenceError:
             raise
         except Exception as error:
-            raise ModelFailed(f"the postprocess of {self.name!r} raised {type(error).__name__}: {error}") from error
+            raise ModelFailed(
+                f"the postprocess of {self.name!r} raised {type(error).__name__}: {brief(error)}"
+            ) from error
         if finished.keys() != self.returns.keys():
             raise ModelFailed(
                 f"the postprocess of {self.name!r} returned {sorted(finished)}, but by its returns it gives "
@@ -396,7 +400,7 @@ class Model:
                 return {"output": returned}
             return {name: np.asarray(value) for name, value in self._outputs.named(returned).items()}
         except Exception as error:
-            raise ModelFailed(f"{self.name!r} raised {type(error).__name__}: {error}") from error
+            raise ModelFailed(f"{self.name!r} raised {type(error).__name__}: {brief(error)}") from error
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         """Named outputs in the structure that the module returns."""

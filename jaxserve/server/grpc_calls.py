@@ -14,7 +14,14 @@ from urllib.parse import unquote
 
 import grpc
 
-from jaxserve.errors import DeadlineExceeded, InvalidInput, JaxserveError, RequestCancelled
+from jaxserve.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    JaxserveError,
+    PermissionDenied,
+    RequestCancelled,
+    Unauthenticated,
+)
 from jaxserve.protocols.statuses import status_of
 from jaxserve.server.identity import Identity
 from jaxserve.server.service import Service
@@ -176,6 +183,8 @@ def guarded(
         try:
             return await method(context)
         except JaxserveError as error:
+            if not error.is_told:
+                _tell(error, name, context)
             await refuse(context, error)
         except grpc.aio.AbortError:
             raise
@@ -189,3 +198,11 @@ def guarded(
 def log_failure(name: str) -> None:
     """Logs what an exception says that is being handled; no client learns of it."""
     _log.exception("the gRPC method %s failed", name)
+
+
+def _tell(error: JaxserveError, name: str, context: Any) -> None:
+    """Logs a call that was refused before it was one of a model."""
+    code = status_of(error).code
+    level = logging.WARNING if isinstance(error, Unauthenticated | PermissionDenied) else logging.INFO
+    extra = {"method": name, "client": _host_of(context.peer()), "why": str(error)[:500]}
+    _log.log(level, f"call refused: {code}", extra=extra)

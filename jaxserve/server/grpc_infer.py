@@ -102,7 +102,7 @@ class Inference:
                 deadline_s=call.deadline_s(request.timeout_s),
                 priority=request.priority,
                 tenant=request.tenant or call.tenant,
-                request_id=request.id or call.request_id,
+                request_id=call.request_id or request.id or self._service.new_request_id(),
                 traceparent=call.traceparent,
             )
         except asyncio.CancelledError:

@@ -18,8 +18,9 @@ from jaxserve.errors import (
     EngineStopped,
     GroupFailed,
     InferenceError,
-    InvalidInput,
+    ModelFailed,
     ModelNotFound,
+    PermissionDenied,
     TooManyInFlight,
 )
 from jaxserve.metrics import Timeline
@@ -150,7 +151,9 @@ class Service:
             self._tell(error, model, request_id, protocol, identity)
             raise error
         if version and version != v2_forms.MODEL_VERSION:
-            raise _no_version(model, version)
+            error = _no_version(model, version)
+            self._tell(error, model, request_id, protocol, identity)
+            raise error
         timeline = Timeline() if self._logs_requests or self._tracing.is_on else None
         answer = _Answer()
         ticket = self.engine.submit(
@@ -224,11 +227,10 @@ class Service:
             )
 
     def _tell(self, error: InferenceError, model: str, request_id: str, protocol: str, identity: Identity) -> None:
-        """Logs a request that was not served. What its caller did wrong is of no interest but to him."""
+        """Logs a request that was not served; what a model has raised, with all that it says of itself."""
+        error.is_told = True
         log = _requests if self._logs_requests else _log
-        level = logging.WARNING if isinstance(error, GroupFailed) else logging.INFO
-        if isinstance(error, InvalidInput | ModelNotFound) and not self._logs_requests:
-            level = logging.DEBUG
+        level = logging.WARNING if isinstance(error, GroupFailed | PermissionDenied) else logging.INFO
         if log.isEnabledFor(level):
             log.log(
                 level,
@@ -240,6 +242,7 @@ class Service:
                     "client": identity.name,
                     "why": str(error)[:500],
                 },
+                exc_info=error.__cause__ if isinstance(error, ModelFailed) else None,
             )
 
     def stop_in_flight(self, protocol: str) -> None:

@@ -105,9 +105,12 @@ async def send(port: int, sent: Traffic, *, index: int = 0, patience_s: float = 
         transport.write(sent.data[start:])
         if sent.ending == "half" and sent.answers is None:
             transport.write_eof()
-    stranger.wait()
-    await stranger.done
-    if sent.ending == "abort":
+    if sent.ending != "leave":
+        stranger.wait()
+        await stranger.done
+    elif index % 2:
+        await asyncio.sleep(0.001)
+    if sent.ending in ("abort", "leave"):
         sock = cast(socket.socket, transport.get_extra_info("socket"))
         if sock is not None and not transport.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

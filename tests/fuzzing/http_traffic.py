@@ -70,7 +70,7 @@ class Traffic:
         answers: how many answers must come; None where nobody can say.
         has_head: whether an answer may come without the body that its head announces.
         cuts: where it is cut into pieces.
-        ending: how the connection ends: `close`, `abort` or `half`.
+        ending: how the connection ends: `close`, `abort`, `half` of it first, or `leave` without waiting for anything.
     """
 
     data: bytes
@@ -325,5 +325,7 @@ def traffic(rng: random.Random) -> Traffic:
     cuts = ()
     if rng.random() < 0.15 and data:
         cuts = tuple(sorted(rng.sample(range(len(data)), min(len(data), rng.randint(1, 6)))))
-    ending = rng.choices(("close", "abort", "half"), (8, 2, 1))[0]
+    ending = rng.choices(("close", "abort", "half", "leave"), (8, 2, 1, 1))[0]
+    if ending == "leave":
+        answers = None
     return Traffic(data, answers, b"HEAD" in data.upper(), cuts, ending)

@@ -134,12 +134,18 @@ async def main(limits: Limits) -> None:
             ports = {name: server.port for name, server in front.servers.items()}
             _say(json.dumps(ports))
             await done.wait()
+            complaints.take()
+    if complaints.kept:  # of how it ended
+        raise SystemExit("\n".join(complaints.kept))
 
 
 def limits_of(words: list[str]) -> Limits:
     """Limits of words such as `max_body_bytes=65536`."""
     given = dict(word.split("=", 1) for word in words)
-    return Limits(**{name: float(value) if name.endswith("_s") else int(value) for name, value in given.items()})
+    values: dict[str, Any] = {
+        name: float(value) if name.endswith("_s") else int(value) for name, value in given.items()
+    }
+    return Limits(**values)
 
 
 if __name__ == "__main__":

@@ -499,3 +499,70 @@ def test_a_client_that_takes_nothing_of_its_answers_is_cut_off_and_costs_no_more
             writer.close()
 
     live(test)
+
+
+def test_at_the_end_idle_clients_go_at_once_and_half_a_body_is_still_read():
+    body = json.dumps(BODY)
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def test() -> None:
+        async with serving() as server:
+            idle, idle_writer = await asyncio.open_connection("127.0.0.1", server.port)
+            idle_writer.write(f"{head}{body}".encode())
+            await idle.readuntil(b"}]}")
+            fresh, fresh_writer = await asyncio.open_connection("127.0.0.1", server.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"{head}{body[:10]}".encode())
+            await until(lambda: server.in_flight == 1 and server.connections == 3)
+            draining = asyncio.create_task(server.drain(30.0))
+            assert await idle.read() == b""
+            assert await fresh.read() == b""
+            writer.write(body[10:].encode())
+            answer = await reader.read()
+            assert b"200 OK" in answer
+            assert b"Connection: close" in answer
+            await draining
+            for each in (idle_writer, fresh_writer, writer):
+                each.close()
+                await each.wait_closed()
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("request_headers", "body", "logger", "message", "level"),
+    [
+        ({"Authorization": "Bearer nobody"}, b"{}", "jaxserve.http", "request refused: unauthenticated", "WARNING"),
+        ({"Authorization": "Bearer user"}, b"{bad", "jaxserve.http", "request refused: invalid_input", "INFO"),
+        (
+            {"Authorization": "Bearer user"},
+            json.dumps({"inputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode(),
+            "jaxserve.service",
+            "request not served: invalid_input",
+            "INFO",
+        ),
+        ({"Authorization": "Bearer other"}, b"{}", "jaxserve.http", "request refused: invalid_input", "INFO"),
+    ],
+)
+def test_whoever_is_refused_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+    request_headers: dict[str, str],
+    body: bytes,
+    logger: str,
+    message: str,
+    level: str,
+):
+    caplog.set_level("INFO", "jaxserve")
+
+    def identity(name: str, *infer: str) -> Identity:
+        return Identity(name=name, infer=infer, digest=hashlib.sha256(name.encode()).digest())
+
+    async def test() -> None:
+        async with serving(access=Access([identity("user", "*"), identity("other", "m")])) as server:
+            status, _, headers = await call(server, "POST", INFER, data=body, headers=request_headers)
+            assert status >= 400
+            [record] = [record for record in caplog.records if "request_id" in record.__dict__]
+            assert (record.name, record.message, record.levelname) == (logger, message, level)
+            assert record.__dict__["request_id"] == headers["X-Request-Id"]
+
+    live(test)

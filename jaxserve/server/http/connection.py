@@ -97,6 +97,12 @@ class Connection(RequestHandler):
         if self._reading_paused or self._buffer_paused:
             super().resume_reading(resume_parser)
 
+    def close_if_idle(self) -> None:
+        """Closes a connection on which nothing of a request has come that is not answered."""
+        is_answering = self._request_in_progress or self._messages
+        if not is_answering and (self.head_since_s is None or self._request_count == 0):
+            self.force_close()
+
     def look(self, now_s: float, limits: Limits) -> None:
         """Ends the connection if its client has had its time."""
         transport = self.transport
@@ -199,6 +205,12 @@ class Connections(Server):
     def total(self) -> int:
         """Connections that are open."""
         return self._total
+
+    def close_idle(self) -> None:
+        """Closes those that are idle; the others close after their answer."""
+        for connection in self.connections:
+            if isinstance(connection, Connection):
+                connection.close_if_idle()
 
     def look(self, now_s: float) -> None:
         """Ends the connections whose clients have had their time."""

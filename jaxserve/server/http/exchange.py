@@ -126,7 +126,6 @@ class Exchange:
         deadline_s: float | None,
         priority: int = 0,
         tenant: str = "",
-        request_id: str = "",
     ) -> Coroutine[Any, Any, Mapping[str, Any]]:
         """Runs a request: see `Service.infer`."""
         headers = self.request.headers
@@ -140,7 +139,7 @@ class Exchange:
             deadline_s=deadline_s,
             priority=priority,
             tenant=tenant or headers.get(_TENANT, ""),
-            request_id=request_id or self.request_id,
+            request_id=self.request_id,
             traceparent=headers.get(_TRACEPARENT),
         )
 

@@ -172,7 +172,7 @@ class HttpServer:
             handshake.abort()
         self._site.feed.end()
         self._close_listeners()
-        self._connections.pre_shutdown()  # closes those that are idle, and the others after their answer
+        self._connections.close_idle()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._until_idle()
@@ -217,6 +217,7 @@ class HttpServer:
         """Answers one request, whatever it is."""
         self._handling += 1
         route: Route | None = None
+        exchange: Exchange | None = None
         try:
             headers = request.headers
             request_id = request_id_of(headers.get(_REQUEST_ID)) or self._service.new_request_id()
@@ -237,6 +238,8 @@ class HttpServer:
                     response = await handler(exchange)
                 except JaxserveError as error:
                     response = self._refuse(error, route, request.raw_path)
+                    if not error.is_told:
+                        _tell(error, response.status, request, request_id)
                 except ConnectionError:
                     raise
                 except Exception:
@@ -246,7 +249,7 @@ class HttpServer:
             if self._draining:
                 response.force_close()
             if not response.prepared:
-                response.headers["X-Request-Id"] = request_id
+                response.headers["X-Request-Id"] = request_id if exchange is None else exchange.request_id
             self.answered[response.status] += 1
             return response
         except asyncio.CancelledError:
@@ -274,3 +277,11 @@ def _wrong_method(method: str, route: Route) -> Refused:
     return Refused(
         405, "wrong_method", f"{method[:20]} is not possible here; use {allowed}", headers={"Allow": allowed}
     )
+
+
+def _tell(error: JaxserveError, status: int, request: web.BaseRequest, request_id: str) -> None:
+    """Logs a request that was refused before it was one of a model; who knocks without a key is of more interest."""
+    code = error_parts(error)[1]
+    extra = {"status": status, "path": request.raw_path[:200], "client": request.remote or "", "why": str(error)[:500]}
+    level = logging.WARNING if status in (401, 403) else logging.INFO
+    _log.log(level, f"request refused: {code}", extra={"request_id": request_id, **extra})

@@ -8,7 +8,16 @@ from multidict import istr
 from jaxserve.errors import InvalidInput, ModelNotFound, Unsupported
 from jaxserve.protocols.json_text import read_json
 from jaxserve.protocols.open_inference import check_outputs, read_infer, write_infer
-from jaxserve.server.http.answers import JSON, OCTETS, Quick, answer, compressed, json_answer, wants_compression
+from jaxserve.server.http.answers import (
+    JSON,
+    OCTETS,
+    Quick,
+    answer,
+    compressed,
+    json_answer,
+    request_id_of,
+    wants_compression,
+)
 from jaxserve.server.http.exchange import Exchange
 from jaxserve.server.v2_forms import LOG_SETTINGS, MODEL_VERSION, TRACE_SETTINGS
 
@@ -37,6 +46,8 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
     )
     if asked.outputs is not None and identity.may_infer(route.model):  # else the names are none of its business
         check_outputs(asked, exchange.service.output_names(route.model))
+    if asked.id and "X-Request-Id" not in headers:
+        exchange.request_id = request_id_of(asked.id) or exchange.request_id
     outputs = await exchange.infer(
         route.model,
         asked.inputs,
@@ -45,7 +56,6 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
         deadline_s=exchange.deadline_s(asked.timeout_s),
         priority=asked.priority,
         tenant=asked.tenant,
-        request_id=asked.id,
     )
     parts, json_bytes = write_infer(asked, outputs, model=route.model, version=MODEL_VERSION)
     accepted = headers.get(_ACCEPT_ENCODING, "")

@@ -19,8 +19,8 @@ class Group {
 
   /** Whether it can serve. */
   get state() {
-    if (!this.latest.healthy) return STATES.failed;
-    return this.latest.stuck ? STATES.stuck : STATES.healthy;
+    if (this.latest.stuck) return STATES.stuck;
+    return this.latest.healthy ? STATES.healthy : STATES.failed;
   }
 
   /** The mean of its stages' shares of time; null if not known yet. */

@@ -89,7 +89,7 @@ class Model {
   #where(groups) {
     const where = groups.length ? `On ${groups.length > 1 ? "groups" : "group"} ${ranges(groups)}` : "On no group";
     const batches = this.#counters.rate(BATCHES);
-    return batches > 0 ? `${where}, ${(this.servedRate / batches).toFixed(1)} requests a batch` : where;
+    return batches > 0 && this.servedRate > 0 ? `${where}, ${(this.servedRate / batches).toFixed(1)} requests a batch` : where;
   }
 
   #drift() {
