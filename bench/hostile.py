@@ -28,6 +28,7 @@ Targets: ratios of at most 3; apart, nearly all that the well-behaved ask is ans
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import math
 import os
@@ -120,6 +121,8 @@ async def serve() -> None:
             print(json.dumps(taken), flush=True)
 
         asyncio.get_running_loop().add_reader(sys.stdin, told)
+        gc.collect()
+        gc.freeze()  # as `jaxserve serve` does
         print(json.dumps({name: server.port for name, server in front.servers.items()}), flush=True)
         await done.wait()
 

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from jaxserve.cli.devices import use_cpu_devices
 from jaxserve.cli.listening import check_address, free_or
-from jaxserve.cli.serve import loaded_in, until_stopped
+from jaxserve.cli.serve import loaded_in, tell_addresses, until_stopped
 from jaxserve.cli.show import Telling, print_json, print_table, say, status_tables, stderr
 from jaxserve.cli.signals import StopSignals
 from jaxserve.client import AsyncClient
@@ -134,7 +134,8 @@ async def _demo(ports: Sequence[int | None], *, keep: bool, seconds: float, seed
         front = await stack.enter_async_context(Front(engine, _doors(ports), known=models))
         address = front.addresses[0]
         say(loaded_in(load_s, cache))
-        say(f"serving {', '.join(MAKE_INPUTS)} on {' and '.join(front.addresses)}")
+        say(f"serving {', '.join(MAKE_INPUTS)}")
+        tell_addresses(front, say)
         async with AsyncClient(address) as client:
             closest = await _closest(client)
             workload = _workload(await client.models(), seconds=seconds, rng=np.random.default_rng(seed))
@@ -154,7 +155,7 @@ async def _demo(ports: Sequence[int | None], *, keep: bool, seconds: float, seed
             "status": engine.status(),
         }
         if keep:
-            say(f"traffic over; still serving on {' and '.join(front.addresses)}: Ctrl-C ends it")
+            say("traffic over; still serving: Ctrl-C ends it")
             await until_stopped(front, signals, grace_s=5.0, tell=say)
     signals.close()
     return report

@@ -31,6 +31,7 @@ from jaxserve.runtime import CompilationCache, enable_compilation_cache
 from jaxserve.server import Access, Doors, Front, OpenTelemetry, Tls, TlsFiles, check_binding, check_unix_path
 
 _log = logging.getLogger("jaxserve.serve")
+_SPOKEN = {"http": "HTTP", "grpc": "gRPC"}
 _LAST_S = 3.0
 """Seconds that the process has to end after `--grace-s`."""
 
@@ -149,7 +150,7 @@ async def _serve(settings: ServeSettings, prepared: _Prepared, *, check: bool) -
         await stack.enter_async_context(front)
         tell(loaded_in(time.monotonic() - began_s, prepared.cache))
         tell(f"serving {names}")
-        tell(f"on {' and '.join(front.addresses)}")
+        tell_addresses(front, tell)
         await stack.enter_async_context(notifier.watched())
         gc.collect()
         gc.freeze()  # what is there by now stays; else a full collection holds everybody up for a tenth of a second
@@ -187,6 +188,13 @@ def _reloading(prepared: _Prepared, notifier: Notifier) -> Generator[None]:
 def loaded_in(seconds: float, cache: CompilationCache) -> str:
     """How long loading took, and how much of it was compiling."""
     return f"loaded in {seconds:.1f} s: {cache.misses} programs compiled, {cache.hits} found in {cache.directory}"
+
+
+def tell_addresses(front: Front, tell: Callable[[str], None]) -> None:
+    """Says where clients find each server: the native one's addresses by themselves, as programs read them."""
+    for name, server in front.servers.items():
+        where = " and ".join(server.addresses)
+        tell(f"on {where}" if name == "native" else f"{_SPOKEN[name]} on {where}")
 
 
 async def until_stopped(
