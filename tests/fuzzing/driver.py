@@ -17,10 +17,12 @@ REST_EVERY = 20
 """Batches between two looks at whether the server comes to rest."""
 
 # EXCEPTION, to be deleted once the server keeps these out of its log: grpcio logs a trace where a client went away
-# while it was told what was wrong, and where a header is no UTF-8.
+# while it was told what was wrong, and where a header or the path of a call is no UTF-8.
 _LOGGED_BY_GRPC = (
     "grpc._cython.cygrpc: ExecuteBatchError raised in core by servicer method",
+    "grpc._cython.cygrpc: Failed sending error status from server",
     "grpc._cython.cygrpc: Invalid encoding on",
+    "grpc._cython.cygrpc: Unexpected [UnicodeDecodeError] raised by servicer method",
 )
 
 

@@ -126,7 +126,8 @@ def verdicts(sent: Frames, caller: Caller) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if heard.wrong is not None:
         found.append(("what comes back is no HTTP/2", heard.wrong))
-    if heard.status == _UNKNOWN or (heard.status == _INTERNAL and sent.is_call and heard.code != "model_failed"):
+    # What is no call may be told so by gRPC itself.
+    if sent.is_call and (heard.status == _UNKNOWN or (heard.status == _INTERNAL and heard.code != "model_failed")):
         found.append((f"a call ends with status {heard.status} that is not typed", f"{heard}"))
     if sent.is_call and heard.status is None:
         found.append(("a call has no status", f"{heard}, closed {caller.is_closed}"))

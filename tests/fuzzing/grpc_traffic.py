@@ -50,30 +50,6 @@ _WINDOW_BYTES = 60_000
 
 def traffic(rng: random.Random) -> Frames:
     """Calls and games."""
-    while True:
-        frames = _any(rng)
-        # EXCEPTION, to be deleted with `_stops_grpc` once such a call does not end the server: grpcio decodes the path
-        # of a call as UTF-8 in its main loop, and shuts the whole server down where it is none.
-        if not _stops_grpc(frames.data):
-            return frames
-
-
-def _stops_grpc(data: bytes) -> bool:
-    """Whether there may be a path in it that is no UTF-8, as far as that is to be told without decoding headers."""
-    start = data.find(_PATH)
-    while start >= 0:
-        start += len(_PATH)
-        length = data[start] if start < len(data) else 0
-        if length > 0x7F or not data[start + 1 : start + 1 + (length if length < 0x7F else 3200)].isascii():
-            return True
-        start = data.find(_PATH, start)
-    return False
-
-
-_PATH = b":path"
-
-
-def _any(rng: random.Random) -> Frames:
     kind = rng.random()
     if kind < 0.35:
         return _call(rng)

@@ -32,6 +32,10 @@ _MOST_COMPLAINTS = 100
 _LONGEST_COMPLAINT = 4000
 
 
+_A_MODEL_RAISED = "request not served: model_failed"
+"""This comes with a trace, too, but of the model."""
+
+
 class Complaints(logging.Handler):
     """Keeps what a server logs only where it has a fault: errors, and whatever comes with a trace."""
 
@@ -42,7 +46,8 @@ class Complaints(logging.Handler):
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR or record.exc_info:
+        is_fault = record.levelno >= logging.ERROR or record.exc_info
+        if is_fault and record.getMessage() != _A_MODEL_RAISED:
             self.count += 1
             if len(self.kept) < _MOST_COMPLAINTS:
                 self.kept.append(self.format(record)[:_LONGEST_COMPLAINT])
