@@ -109,12 +109,15 @@ def test_a_model_that_hangs_does_not_keep_the_process_from_ending(cache: Path, t
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     command = ("tests.cli.served:blocking", "--grace-s", "0")
-    with serving(cache, *command) as server, Client(server.address) as client:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            answer = pool.submit(client.infer, "waits", held_up(pipe))
-            with pipe.open("wb"):  # and nothing is written to it
-                server.process.send_signal(signal.SIGTERM)
-                with pytest.raises(EngineStopped):
-                    answer.result(LIMIT_S)
-                server.wait_for("stopped, though a model still runs")
-                assert server.process.wait(LIMIT_S) == 1
+    with (
+        serving(cache, *command) as server,
+        Client(server.address) as client,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        answer = pool.submit(client.infer, "waits", held_up(pipe))
+        with pipe.open("wb"):  # and nothing is written to it
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(EngineStopped):
+                answer.result(LIMIT_S)
+            server.wait_for("stopped, though a model still runs")
+            assert server.process.wait(LIMIT_S) == 1
