@@ -32,6 +32,7 @@ async def drive(
     attempt: Callable[[int], Awaitable[None]],
     indices: Sequence[int],
     *,
+    between: Callable[[], Awaitable[None]] | None = None,
     most_growth_bytes: int = 32 * 2**20,
 ) -> Report:
     """Has every input of `indices` attempted; what was found is added to the report.
@@ -41,6 +42,7 @@ async def drive(
         report: of the fuzzer.
         attempt: sends the input of a number, and adds to the report what is wrong with what comes back.
         indices: the numbers.
+        between: is done after every batch as well, and raises `Hung` where others would not be served now.
         most_growth_bytes: by which the resident set may grow over the second half, beside 100 bytes for each input.
     """
     slots = asyncio.Semaphore(AT_ONCE)
@@ -59,6 +61,8 @@ async def drive(
                     tasks.create_task(limited(index))
             report.inputs += len(batch)
             report.took(await subject.canary(), batch[-1])
+            if between is not None:
+                await between()
             if number % REST_EVERY == REST_EVERY - 1 or number % noted == 0:
                 await _rest(subject, report, note=number % noted == 0)
         except (Hung, ExceptionGroup) as error:

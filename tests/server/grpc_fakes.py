@@ -86,6 +86,9 @@ class FakeService:
     def has(self, model: str, version: str = "") -> bool:
         return model in ("echo", "held")
 
+    def new_request_id(self) -> str:
+        return "made here"
+
     def output_names(self, model: str) -> list[str]:
         return ["x"]
 

@@ -85,7 +85,7 @@ def test_what_a_request_says_reaches_the_service():
                 "deadline_s": None,
                 "priority": 0,
                 "tenant": "",
-                "request_id": "",
+                "request_id": "made here",
                 "traceparent": None,
             }
             headers = {"x-request-id": "r", "x-tenant": "t", "traceparent": "00-a-b-01"}
