@@ -96,7 +96,7 @@ def test_what_a_request_says_reaches_the_service():
             assert full["traceparent"] == "00-a-b-01"
             await at.infer(request_id="own", parameters={"tenant": "own"}, headers=headers)
             _, _, own = at.service.calls[2]
-            assert (own["request_id"], own["tenant"]) == ("own", "own")
+            assert (own["request_id"], own["tenant"]) == ("r", "own")
 
     run(main)
 
