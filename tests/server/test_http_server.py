@@ -566,3 +566,17 @@ def test_whoever_is_refused_is_logged_once(
             assert record.__dict__["request_id"] == headers["X-Request-Id"]
 
     live(test)
+
+
+@pytest.mark.parametrize("line", ["GET /livez", "GET /livez HTTP/2.0"])
+def test_other_versions_of_http_get_no_answer_in_them(line: str):
+    async def test() -> None:
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"{line}\r\n\r\n".encode())
+            answer = await reader.read()
+            assert answer == b"" or answer.startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
+            writer.close()
+            await writer.wait_closed()
+
+    live(test)

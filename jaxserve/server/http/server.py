@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import istr
 
 from jaxserve.errors import ConfigError, EngineStopped, JaxserveError
@@ -29,6 +29,7 @@ from jaxserve.server.unix import UnixSocket
 _log = logging.getLogger("jaxserve.http")
 _REQUEST_ID = istr("X-Request-Id")
 _BACKLOG = 1024
+_VERSIONS = (HttpVersion10, HttpVersion11)
 _LOOK_EVERY_S = 1.0
 _TLS_SHUTDOWN_S = 1.0
 _OPENAI = "/v1/"
@@ -215,6 +216,8 @@ class HttpServer:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers one request, whatever it is."""
+        if request.version not in _VERSIONS:  # aiohttp would answer in the version that it was asked in
+            raise ConnectionResetError("the client speaks another HTTP")
         self._handling += 1
         route: Route | None = None
         exchange: Exchange | None = None
