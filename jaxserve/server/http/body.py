@@ -128,6 +128,8 @@ async def read_body(request: web.BaseRequest, limits: Limits, share: Share) -> b
         return await _read_slowly(request, limits, share)
     except (HTTPException, web.RequestPayloadError) as error:
         raise InvalidInput("the body is not framed as its headers say") from error
+    except RuntimeError as error:  # aiohttp's way to say that the connection was closed meanwhile
+        raise ConnectionResetError(str(error)) from error
 
 
 async def _read_slowly(request: web.BaseRequest, limits: Limits, share: Share) -> bytearray:

@@ -78,7 +78,7 @@ class Connection(RequestHandler):
         super().data_received(data)
         if self._request_count != before:
             self.head_since_s = None
-        elif self.head_since_s is None and not self._request_in_progress:
+        elif self.head_since_s is None and self._waiter is not None and not self._waiter.done():  # for a request
             self.head_since_s = self._loop.time()
 
     def pause_writing(self) -> None:
