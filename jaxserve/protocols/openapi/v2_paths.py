@@ -138,7 +138,8 @@ def _settings() -> Paths:
         ("/v2/models/{model}/trace/setting", "traceSettingsOfModel", "How requests are traced.", ("Model",)),
         ("/v2/logging", "logSettings", "What is logged.", ()),
     ):
-        get = query(id, "models", says, json_body({"type": "object"}), parameters=parameters)
+        statuses = (404,) if parameters else ()
+        get = query(id, "models", says, json_body({"type": "object"}), parameters=parameters, statuses=statuses)
         post = _not_done(f"{id}Update", "Not done: say it where the server is started.", parameters)
         paths[path] = {**get, "post": post}
     return paths
