@@ -207,8 +207,9 @@ class LiveServer:
         tls, ca = self._tls()
         async with contextlib.AsyncExitStack() as stack:
             engine = await stack.enter_async_context(Engine(models, devices=jax.devices()[:1]))
-            health = await stack.enter_async_context(Health(engine))
-            no_health = await stack.enter_async_context(Health(engine))
+            # This server lives as long as the process: it is not to run models while other tests measure memory.
+            health = await stack.enter_async_context(Health(engine, ready_within_s=1e6))
+            no_health = await stack.enter_async_context(Health(engine, ready_within_s=1e6))
             no_health.drain()
 
             def open_service(health: Health = health, access: Access | None = None) -> Service:
