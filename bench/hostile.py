@@ -33,15 +33,15 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import Child, child
 from record import circumstances, write
 from strangers import HOST, Dawdlers, http_infer, overload
 
@@ -236,47 +236,6 @@ async def estrange(ports: dict[str, int], model: str, dawdlers: int, rate: float
 
 
 # The run
-
-
-class Child:
-    """A fresh process of this file in one of its roles; talks in lines."""
-
-    def __init__(self, *role: object) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--role", *map(str, role)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def hear(self) -> str:
-        """The next line that it prints."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
-        return line
-
-    def ask(self) -> dict[str, Any]:
-        """Sends it a line; what it says to that."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return json.loads(self.hear())
-
-    def end(self) -> str:
-        """Closes its standard input and waits for it; what it says last."""
-        return self._process.communicate()[0]
-
-
-@contextlib.contextmanager
-def child(*role: object) -> Iterator[Child]:
-    """A process for as long as it is needed."""
-    process = Child(*role)
-    try:
-        yield process
-    finally:
-        process.end()
 
 
 def measure(server: Child, ports: str, seconds: float) -> dict[str, Any]:

@@ -17,21 +17,20 @@ the ratios are medians of the rounds' ratios.
 
 import argparse
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import json
 import statistics
 import struct
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgpack
 import numpy as np
+from processes import child, measure
 from record import circumstances, write
 
 from jaxserve.client import AsyncClient
@@ -334,63 +333,6 @@ async def in_process() -> None:
 
 
 # The run
-
-
-class Child:
-    """A fresh process of this file in one of its roles; talks in lines."""
-
-    def __init__(self, *role: object) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--role", *map(str, role)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def hear(self) -> str:
-        """The next line that it prints."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
-        return line
-
-    def tell(self) -> None:
-        """Sends it a line."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-
-    def end(self) -> None:
-        """Closes its standard input and waits for it."""
-        self._process.communicate()
-
-
-@contextlib.contextmanager
-def child(*role: object) -> Iterator[Child]:
-    """A process for as long as it is needed."""
-    process = Child(*role)
-    try:
-        yield process
-    finally:
-        process.end()
-
-
-def cpu_s(server: Child) -> float:
-    """Processor seconds of a server so far."""
-    server.tell()
-    return float(server.hear())
-
-
-def measure(server: Child, *role: object) -> dict[str, float]:
-    """One measurement of a server by a fresh load generator."""
-    with child(*role) as generator:
-        assert generator.hear() == "warm\n"
-        before_s = cpu_s(server)
-        generator.tell()
-        result = json.loads(generator.hear())
-        result["server_cpu_s"] = (cpu_s(server) - before_s) / result["requests"]
-    return result
 
 
 def one_round(seconds: float, *, floor_first: bool) -> list[dict[str, Any]]:

@@ -23,14 +23,12 @@ load after the other; the table shows medians over the rounds, and the ratios ar
 
 import argparse
 import asyncio
-import contextlib
 import json
 import statistics
 import struct
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +36,7 @@ from typing import Any, cast
 import numpy as np
 import orjson
 from overhead import serve_until_told, summary
+from processes import child, measure
 from record import circumstances, write
 
 from jaxserve.protocols.loop import loop_factory
@@ -447,62 +446,6 @@ async def load(protocol: str, port: int, in_flight: int, seconds: float) -> None
 
 
 # The run
-
-
-class Child:
-    """A fresh process of this file in one of its roles; talks in lines."""
-
-    def __init__(self, *role: object) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--role", *map(str, role)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def hear(self) -> str:
-        """The next line that it prints."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
-        return line
-
-    def tell(self) -> None:
-        """Sends it a line."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-
-    def cpu_s(self) -> float:
-        """Processor seconds of a server so far."""
-        self.tell()
-        return float(self.hear())
-
-    def end(self) -> None:
-        """Closes its standard input and waits for it."""
-        self._process.communicate()
-
-
-@contextlib.contextmanager
-def child(*role: object) -> Iterator[Child]:
-    """A process for as long as it is needed."""
-    process = Child(*role)
-    try:
-        yield process
-    finally:
-        process.end()
-
-
-def measure(server: Child, *role: object) -> dict[str, float]:
-    """One measurement of a server by a fresh load generator."""
-    with child(*role) as generator:
-        assert generator.hear() == "warm\n"
-        before_s = server.cpu_s()
-        generator.tell()
-        result = json.loads(generator.hear())
-        result["server_cpu_s"] = (server.cpu_s() - before_s) / result["requests"]
-    return result
 
 
 def one_round(protocol: str, seconds: float, *, floor_first: bool) -> list[dict[str, Any]]:
