@@ -14,11 +14,10 @@ from jaxserve.server.grpc_calls import FAILED
 from tests.fuzzing.driver import drive
 from tests.fuzzing.grpc_traffic import Frames, right_call, traffic
 from tests.fuzzing.h2 import Heard
-from tests.fuzzing.http_fuzzer import PATIENCE_S, QUIET_S
+from tests.fuzzing.patience import PATIENCE_S, QUIET_S, Patience, local_address
 from tests.fuzzing.reports import Report
 from tests.fuzzing.subject import Hung, Subject
 
-_ADDRESSES = 200
 _MOST_GROWTH_BYTES = 128 * 2**20
 """Storms of calls leave gRPC's own threads with memory that they keep for the next: some 40 KB for each of the first
 few thousand storms, and nothing for later ones."""
@@ -31,11 +30,9 @@ class Caller(asyncio.Protocol):
     def __init__(self, sent: Frames) -> None:
         self._sent = sent
         self._loop = asyncio.get_running_loop()
-        self._patience_s = PATIENCE_S if sent.is_call else QUIET_S
-        self._timer: asyncio.TimerHandle | None = None
+        self.patience = Patience(PATIENCE_S if sent.is_call else QUIET_S)
         self._until_s = self._loop.time() + PATIENCE_S
         self.heard = Heard()
-        self.done: asyncio.Future[None] = self._loop.create_future()
         self.is_closed = False
         self.transport: asyncio.Transport
 
@@ -43,40 +40,22 @@ class Caller(asyncio.Protocol):
         """The server is there."""
         self.transport = cast(asyncio.Transport, transport)
         self.transport.write(self._sent.data)  # before anything that answers the server's first frames
-        self.wait()
+        self.patience.wait()
 
     def data_received(self, data: bytes) -> None:
         """Some frames."""
         answer = self.heard.feed(data)
         if answer and not self.transport.is_closing():
             self.transport.write(answer)
-        if (
-            (self._patience_s == PATIENCE_S and self.heard.is_over)
-            or self.heard.wrong
-            or self._loop.time() > self._until_s
-        ):
-            self._finish()
+        if (self._sent.is_call and self.heard.is_over) or self.heard.wrong or self._loop.time() > self._until_s:
+            self.patience.end()
         else:
-            self.wait()
+            self.patience.wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.is_closed = True
-        self._finish()
-
-    def wait(self) -> None:
-        """Waits for more, as long as it is worth it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self.done.done():
-            self._timer = self._loop.call_later(self._patience_s, self._finish)
-
-    def _finish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self.done.done():
-            self.done.set_result(None)
+        self.patience.end()
 
 
 class GrpcFuzzer:
@@ -127,11 +106,11 @@ class GrpcFuzzer:
 
     async def _send(self, sent: Frames, index: int) -> Caller:
         loop = asyncio.get_running_loop()
-        local = (f"127.0.1.{1 + index % _ADDRESSES}", 0)
+        local = local_address(index)
         _, caller = await loop.create_connection(
             lambda: Caller(sent), "127.0.0.1", self._subject.ports["grpc"], local_addr=local
         )
-        await caller.done
+        await caller.patience.over()
         caller.transport.abort() if index % 5 == 0 else caller.transport.close()
         return caller
 

@@ -13,14 +13,9 @@ from typing import cast
 from tests.fuzzing.driver import drive
 from tests.fuzzing.http_answers import Answer, Malformed, complaint, read_answers
 from tests.fuzzing.http_traffic import Traffic, traffic
+from tests.fuzzing.patience import PATIENCE_S, QUIET_S, Patience, local_address
 from tests.fuzzing.reports import Report
 from tests.fuzzing.subject import Subject
-
-QUIET_S = 0.04
-"""A server that has said nothing for so long waits for more, it is assumed, where nobody can say how much must come."""
-PATIENCE_S = 15.0
-"""In which an answer must come where one must come."""
-_ADDRESSES = 200
 
 
 class Stranger(asyncio.Protocol):
@@ -28,12 +23,9 @@ class Stranger(asyncio.Protocol):
 
     def __init__(self, sent: Traffic, patience_s: float) -> None:
         self._sent = sent
-        self._patience_s = patience_s if sent.answers is not None else QUIET_S
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self.patience = Patience(patience_s if sent.answers is not None else QUIET_S)
         self._chunks: list[bytes] = []
         self._since_read = b""
-        self.done: asyncio.Future[None] = self._loop.create_future()
         self.answers: list[Answer] = []
         self.rest = b""
         self.malformed: str | None = None
@@ -50,9 +42,9 @@ class Stranger(asyncio.Protocol):
         self.rest += data
         self._read()
         if self.malformed or (self._sent.answers is not None and len(self.answers) >= self._sent.answers):
-            self._finish()
+            self.patience.end()
         else:
-            self.wait()
+            self.patience.wait()
 
     def eof_received(self) -> None:
         """The server has closed its side."""
@@ -62,14 +54,7 @@ class Stranger(asyncio.Protocol):
         self.is_over = True
         self.was_reset = exc is not None
         self._read()
-        self._finish()
-
-    def wait(self) -> None:
-        """Waits for more, as long as it is worth it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self.done.done():
-            self._timer = self._loop.call_later(self._patience_s, self._finish)
+        self.patience.end()
 
     def _read(self) -> None:
         if self.malformed is None:
@@ -80,18 +65,11 @@ class Stranger(asyncio.Protocol):
             else:
                 self.answers += found
 
-    def _finish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self.done.done():
-            self.done.set_result(None)
-
 
 async def send(port: int, sent: Traffic, *, index: int = 0, patience_s: float = PATIENCE_S) -> Stranger:
     """Sends it over a connection of its own, and ends that; what came back."""
     loop = asyncio.get_running_loop()
-    local = (f"127.0.1.{1 + index % _ADDRESSES}", 0)  # so that no address runs out of ports
+    local = local_address(index)  # so that no address runs out of ports
     _, stranger = await loop.create_connection(lambda: Stranger(sent, patience_s), "127.0.0.1", port, local_addr=local)
     transport = stranger.transport
     start = 0
@@ -106,8 +84,8 @@ async def send(port: int, sent: Traffic, *, index: int = 0, patience_s: float = 
         if sent.ending == "half" and sent.answers is None:
             transport.write_eof()
     if sent.ending != "leave":
-        stranger.wait()
-        await stranger.done
+        stranger.patience.wait()
+        await stranger.patience.over()
     elif index % 2:
         await asyncio.sleep(0.001)
     if sent.ending in ("abort", "leave"):

@@ -13,25 +13,21 @@ from typing import Any, cast
 from jaxserve.errors import ProtocolError
 from jaxserve.protocols import messages, native
 from tests.fuzzing.driver import drive
-from tests.fuzzing.http_fuzzer import PATIENCE_S, QUIET_S
 from tests.fuzzing.native_traffic import encoded, hello, inputs_that_fit, stream
+from tests.fuzzing.patience import PATIENCE_S, QUIET_S, Patience, local_address
 from tests.fuzzing.reports import Report
 from tests.fuzzing.subject import Subject
 
 _CANARY_ID = 77_777_777
-_ADDRESSES = 200
 
 
 class Peer(asyncio.Protocol):
     """One connection, and the messages that come back on it."""
 
     def __init__(self, patience_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._patience_s = patience_s
-        self._timer: asyncio.TimerHandle | None = None
+        self.patience = Patience(patience_s)
         self._decoder = native.Decoder(end="client")
         self.expected = -1
-        self.done: asyncio.Future[None] = self._loop.create_future()
         self.received: list[Any] = []
         self.is_over = False
         self.transport: asyncio.Transport
@@ -39,34 +35,20 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The server is there."""
         self.transport = cast(asyncio.Transport, transport)
-        self.wait()
+        self.patience.wait()
 
     def data_received(self, data: bytes) -> None:
         """Something of a message."""
         self.received += self._decoder.feed(data)
         if len(self.received) == self.expected:
-            self._finish()
+            self.patience.end()
         else:
-            self.wait()
+            self.patience.wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.is_over = True
-        self._finish()
-
-    def wait(self) -> None:
-        """Waits for more, as long as it is worth it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self.done.done():
-            self._timer = self._loop.call_later(self._patience_s, self._finish)
-
-    def _finish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self.done.done():
-            self.done.set_result(None)
+        self.patience.end()
 
 
 class NativeFuzzer:
@@ -101,13 +83,13 @@ class NativeFuzzer:
             data, is_right = hello() + encoded(messages.Infer(_CANARY_ID, "spare", 30.0, inputs)), True
         sent, refused = _expected(data)
         loop = asyncio.get_running_loop()
-        local = (f"127.0.1.{1 + index % _ADDRESSES}", 0)
+        local = local_address(index)
         port = self._subject.ports["native"]
         patience_s = PATIENCE_S if is_right else QUIET_S
         _, peer = await loop.create_connection(lambda: Peer(patience_s), "127.0.0.1", port, local_addr=local)
         peer.expected = 1 + len(sent) if is_right else -1
         await self._send(peer.transport, data, rng)
-        await peer.done
+        await peer.patience.over()
         if rng.random() < 0.2:
             peer.transport.abort()
         else:
