@@ -34,7 +34,7 @@ import numpy as np
 
 from jaxserve.cluster import Cluster, Job, Loaded, LocalCluster, Work
 from jaxserve.cluster.default import check_names, default_placement
-from jaxserve.cluster.host import host_latencies, run_on_host
+from jaxserve.cluster.host import host_latencies_s
 from jaxserve.cluster.uninterrupted import uninterrupted
 from jaxserve.errors import (
     ConfigError,
@@ -62,7 +62,7 @@ from jaxserve.metrics import (
     Timeline,
 )
 from jaxserve.model import Model
-from jaxserve.plans import Group, Placement
+from jaxserve.plans import Placement
 from jaxserve.request import (
     Done,
     Failed,
@@ -82,7 +82,6 @@ OnSettled = Callable[[Outputs | InferenceError], None]
 _Prepared = tuple[Mapping[str, Any], Mapping[str, int], int]
 """Inputs of the module, sizes of the variable dimensions, index of the bucket."""
 _POOL_THREADS = 4
-_HOST = Group(intra_op=1, inter_op=1, devices=(), models=())
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -101,6 +100,7 @@ class _Pending:
     job: Job | None = None
     work: Work | None = None
     group: int = -1
+    rows: int = 0
     predicted_finish_s: float = 0.0
     preparation: "asyncio.Future[_Prepared] | None" = None
     expiry: asyncio.TimerHandle | None = None
@@ -203,11 +203,12 @@ class Engine:
         self._stuck_after_s = stuck_after_s
         self._watchdog: asyncio.TimerHandle | None = None
         self._group_metrics: list[GroupMetrics] = []
-        for stages in (*self._cluster.stages, 1):  # the last one is for models that need no device
+        for stages in self._cluster.stages:
             spares = None if spare_bytes is None else [spare_bytes] * stages
             self._scheduler.add_group(stages, spare_bytes=spares)
             self._group_metrics.append(GroupMetrics(stages=stages))
-        self._host_group = len(self._cluster.stages)
+        self._host_metrics = GroupMetrics(stages=1)  # of models that need no device
+        self._overhead_s = overhead_s
         self._max_batch = max_batch or sys.maxsize
         for model in models:
             self._grid(model)
@@ -220,6 +221,7 @@ class Engine:
         self._groups_of: dict[str, list[int]] = {}
         self._spares: dict[str, Model] = {}
         self._latency_s: dict[str, float] = {}
+        self._host_latency_s: dict[str, Sequence[float]] = {}  # of models that need no device, by bucket
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._preparing = 0  # requests that are in the pool or wait for it
@@ -301,9 +303,12 @@ class Engine:
                 raise EngineStopped("the engine is not running; load models inside its `async with` block")
             if model.name in self._models:
                 raise ModelError(f"a model named {model.name!r} is loaded; unload it first, or choose another name")
-            grid = self._grid(model)
             placed: list[int] = []
             fastest_s = math.inf
+            if model.on_host:
+                self._host_latency_s[model.name] = host_latencies_s(model)
+                fastest_s = self._host_latency_s[model.name][0]
+            grid = self._grid(model)
             try:
                 for group in self._groups_for(model):
                     loaded = await self._load_on(group, model)
@@ -326,13 +331,10 @@ class Engine:
             self._latency_s[model.name] = fastest_s
             self._metrics[model.name] = ModelMetrics()
             self._volumes[model.name] = [math.prod(bucket.sizes.values()) for bucket in model.buckets]
-            on_devices = [group for group in placed if group != self._host_group]
-            self._descriptions[model.name] = model.describe() | {"latency_s": fastest_s, "groups": on_devices}
+            self._descriptions[model.name] = model.describe() | {"latency_s": fastest_s, "groups": list(placed)}
             self._models[model.name] = model
 
     async def _load_on(self, group: int, model: Model) -> Loaded:
-        if model.on_host:
-            return Loaded(latency_s=host_latencies(model), weight_bytes=(0.0,))
         spare = model.name in self._placement.groups[group].spares
         if spare:
             self._spares[model.name] = model
@@ -360,13 +362,13 @@ class Engine:
                 await self._withdraw(group, model)
             del self._metrics[name], self._volumes[name], self._latency_s[name], self._descriptions[name]
             self._spares.pop(name, None)
+            self._host_latency_s.pop(name, None)
 
     async def _withdraw(self, group: int, model: Model) -> None:
         self._scheduler.withdraw(group, model.name)
         await self._until(lambda: self._ended or not self._scheduler.groups[group].holds(model.name))
         del self._weights[group, model.name]
-        if not model.on_host:
-            await self._cluster.unload(group, model.name)
+        await self._cluster.unload(group, model.name)
 
     def _grid(self, model: Model) -> Grid:
         if model.on_host:
@@ -381,7 +383,7 @@ class Engine:
 
     def _groups_for(self, model: Model) -> list[int]:
         if model.on_host:
-            return [self._host_group]
+            return []
         groups = self._placement.groups
         named = [index for index, group in enumerate(groups) if model.name in (*group.models, *group.spares)]
         return named or list(range(len(groups)))
@@ -492,6 +494,8 @@ class Engine:
         self._next_id = ticket + 1
         if prepared is None:
             return self._prepare_in_pool(ticket, pending, inputs)
+        if served.on_host:
+            return self._serve_on_host(ticket, pending, prepared, now_s)
         return self._decide(ticket, pending, prepared, now_s)
 
     def cancel(self, ticket: int) -> None:
@@ -522,7 +526,8 @@ class Engine:
                 pending.expiry.cancel()
             pending.preparation = pending.expiry = None
             if error is None:
-                self._decide(ticket, pending, work.result(), self._clock())
+                decide = self._serve_on_host if model.on_host else self._decide
+                decide(ticket, pending, work.result(), self._clock())
             elif isinstance(error, InvalidInput):
                 metrics.invalid += 1
                 metrics.requests -= 1
@@ -572,7 +577,7 @@ class Engine:
             priority=pending.priority,
             tenant=pending.tenant,
         )
-        decision = self._scheduler.submit(request, now_s=now_s, expires=not model.on_host)
+        decision = self._scheduler.submit(request, now_s=now_s)
         pending.decided_s = now_s
         if isinstance(decision, Rejected):
             pending.metrics.refuse(decision.reason, now_s)
@@ -586,10 +591,8 @@ class Engine:
         pending.group = decision.group
         pending.predicted_finish_s = decision.predicted_finish_s
         pending.job = Job(request, inputs, sizes)
+        pending.rows = request.rows
         self._pending[ticket] = pending
-        if model.on_host:
-            self._serve_on_host(model, pending.job, now_s)
-            return ticket if ticket in self._pending else -1
         if decision.begins is not None:
             self._begin(decision.group, 0, decision.begins, now_s)
         if min(request.deadline_s, self._cluster.next_end_s, self._scheduler.next_release_s) < self._timer_s:
@@ -650,20 +653,42 @@ class Engine:
                 )
         self._cluster.begin(group, stage, work, now_s)
 
-    def _serve_on_host(self, model: Model, job: Job, began_s: float) -> None:
-        """Runs a model that needs no device here and now: its group is idle whenever a request arrives."""
-        error = run_on_host(model, job)
+    def _serve_on_host(self, ticket: int, pending: _Pending, prepared: _Prepared, began_s: float) -> int:
+        """Runs a model that needs no device here and now: nobody else is waiting, so there is nothing to schedule."""
+        model, metrics, slo_s = pending.model, pending.metrics, pending.slo_s
+        inputs, sizes, bucket = prepared
+        takes_s = self._host_latency_s[model.name][bucket] + self._overhead_s
+        pending.decided_s = began_s
+        pending.group = len(self._group_metrics)
+        pending.rows = rows = sizes["batch"]
+        pending.predicted_finish_s = began_s + takes_s
+        self._pending.pop(ticket, None)  # it is there where it was preprocessed
+        late_s = began_s - pending.arrival_s + takes_s - slo_s
+        if late_s > 0.0:
+            metrics.refuse(RefuseReason.LATE, began_s)
+            self._give(pending, too_late(slo_s + late_s, slo_s, math.inf if takes_s > slo_s else late_s))
+            return -1
+        try:
+            outputs = model.call_on_host(inputs)
+        except Exception as error:  # whatever a model raises is the answer to its request
+            metrics.fail(self._clock())
+            self._give(pending, model_failed(model.name, error))
+            return -1
         now_s = self._clock()
-        step = self._scheduler.stage_done(self._host_group, 0, job.request.id, now_s=now_s, failed=error is not None)
-        (outcome,) = step.outcomes
-        self._group_metrics[self._host_group].run_on_host(now_s - began_s)
-        pending = self._pending[job.request.id]
+        took_s = now_s - began_s
+        self._host_metrics.run_on_host(took_s)
+        metrics.run_on_host(rows, took_s)
         if pending.timeline is not None:
             pending.timeline.begun_s = began_s
             pending.timeline.stages.append((began_s, now_s))
-            pending.timeline.rows = job.request.rows
-        pending.metrics.run_on_host(job.request.rows, now_s - began_s)
-        self._finish(model, outcome, error, now_s)
+            pending.timeline.rows = rows
+        if model.postprocess is not None:
+            self._pending[ticket] = pending
+            self._postprocess(ticket, pending, outputs, sizes)
+            return ticket
+        self._count(pending, now_s)
+        self._give(pending, outputs)
+        return -1
 
     def _finish(self, model: Model, outcome: Done | Failed, error: Exception | None, now_s: float) -> None:
         ticket = outcome.id
@@ -678,20 +703,18 @@ class Engine:
         assert pending.job is not None
         assert pending.job.outputs is not None
         if model.postprocess is not None:
-            self._postprocess(ticket, model, pending.job)
+            self._postprocess(ticket, pending, pending.job.outputs, pending.job.sizes)
             return
         self._count(pending, now_s)
         self._settle(ticket, pending.job.outputs)
 
-    def _postprocess(self, ticket: int, model: Model, job: Job) -> None:
+    def _postprocess(self, ticket: int, pending: _Pending, outputs: Outputs, sizes: Mapping[str, int]) -> None:
         assert self._loop is not None
-        outputs = job.outputs
-        assert outputs is not None
+        model = pending.model
 
         def done(work: asyncio.Future[Outputs]) -> None:
-            pending = self._pending.get(ticket)
             error = work.exception()
-            if pending is None:
+            if ticket not in self._pending:
                 return
             if error is None:
                 self._count(pending, self._clock())
@@ -700,11 +723,10 @@ class Engine:
                 pending.metrics.fail(self._clock())
                 self._settle(ticket, model_failed(model.name, error))
 
-        pending = self._pending[ticket]
         if pending.slo_s < math.inf:
             left_s = max(0.0, pending.arrival_s + pending.slo_s - self._clock())
             pending.expiry = self._loop.call_later(left_s, self._expire_off_groups, ticket, "postprocessed")
-        work = self._loop.run_in_executor(self._threads(), model.finish, outputs, job.sizes)
+        work = self._loop.run_in_executor(self._threads(), model.finish, outputs, sizes)
         work.add_done_callback(done)
 
     # ---------------------------------------------------------------------------------------------------------- time
@@ -777,7 +799,10 @@ class Engine:
         self._settle(ticket, DeadlineExceeded(message, deadline_s=pending.slo_s))
 
     def _settle(self, ticket: int, result: Outputs | InferenceError) -> None:
-        pending = self._pending.pop(ticket)
+        self._give(self._pending.pop(ticket), result)
+
+    def _give(self, pending: _Pending, result: Outputs | InferenceError) -> None:
+        """Gives a request that is pending no more its result."""
         if pending.expiry is not None:
             pending.expiry.cancel()
         if isinstance(result, InferenceError):
@@ -799,18 +824,17 @@ class Engine:
         self._scheduler.note_late(pending.group, name, arrival_s=pending.arrival_s, now_s=now_s)
 
     def _count(self, pending: _Pending, now_s: float) -> None:
-        assert pending.job is not None
         in_time = pending.metrics.answer(
             pending.arrival_s,
             pending.slo_s,
             pending.predicted_finish_s,
             now_s if pending.work is None else pending.work.stages[-1][1],
-            pending.job.request.rows,
+            pending.rows,
             now_s,
         )
         if pending.metrics is self._probes and pending.model.name in self._metrics:
             self._metrics[pending.model.name].last_served_s = now_s
-        if not in_time:
+        if not in_time and not pending.model.on_host:
             self._note_late(pending)
 
     def _fill(self, timeline: Timeline, pending: _Pending) -> None:
@@ -872,7 +896,7 @@ class Engine:
                 weight_bytes=weight_bytes[index],
             )
             for index, (state, metrics, config) in enumerate(
-                zip(self._scheduler.groups, self._group_metrics, (*self._placement.groups, _HOST), strict=True)
+                zip(self._scheduler.groups, self._group_metrics, self._placement.groups, strict=True)
             )
         ]
         return Observation(
@@ -884,12 +908,12 @@ class Engine:
                 name: ModelObservation(
                     metrics=metrics,
                     drift=self._scheduler.drift(name),
-                    groups=[group for group in self._groups_of[name] if group != self._host_group],
+                    groups=self._groups_of[name],
                 )
                 for name, metrics in self._metrics.items()
             },
-            groups=groups[: self._host_group],
-            host=groups[self._host_group],
+            groups=groups,
+            host=GroupObservation.of_host(self._host_metrics, list(self._host_latency_s)),
             memory=self._cluster.memory(),
         )
 

@@ -1,30 +1,20 @@
-"""The group of the models that need no device: plain functions of numpy arrays, called where the engine runs."""
+"""What models take that need no device: plain functions of numpy arrays, called where the engine runs."""
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxserve.cluster.seam import Job
 from jaxserve.model import Bucket, Model
 from jaxserve.model.signature import numpy_dtype
-from jaxserve.scheduling import Latencies
 
 _REPEATS = 5
 
 
-def run_on_host(model: Model, job: Job) -> Exception | None:
-    """Runs a job on its inputs, as they are, without padding; what the model raised."""
-    try:
-        job.outputs = model.call_on_host(job.inputs)
-    except Exception as error:  # whatever a model raises is the answer to its request
-        return error
-    return None
-
-
-def host_latencies(model: Model) -> Latencies:
+def host_latencies_s(model: Model) -> Sequence[float]:
     """Median seconds of a call of `model`, for each bucket."""
-    return tuple((_median_s(model, bucket),) for bucket in model.buckets)
+    return [_median_s(model, bucket) for bucket in model.buckets]
 
 
 def _median_s(model: Model, bucket: Bucket) -> float:

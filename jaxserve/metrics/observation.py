@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from jaxserve.cluster import DeviceMemory
 from jaxserve.metrics.counters import GroupMetrics, ModelMetrics
@@ -50,6 +50,22 @@ class GroupObservation:
     queue: int
     in_flight: int
     weight_bytes: Sequence[float]
+
+    @classmethod
+    def of_host(cls, metrics: GroupMetrics, models: Sequence[str]) -> Self:
+        """That of models that need no device: each runs as it is asked for, so nothing ever waits."""
+        return cls(
+            metrics=metrics,
+            intra_op=1,
+            devices=(),
+            models=models,
+            resident_spares=(),
+            healthy=True,
+            stuck=False,
+            queue=0,
+            in_flight=0,
+            weight_bytes=(0.0,),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,11 +143,8 @@ class Scheduler:
         """How much longer a model's stages take than profiled, by what was observed: the largest ratio."""
         return max((replica.latencies.drift for replica in self._holders.get(model, [])), default=1.0)
 
-    def submit(self, request: Request, *, now_s: float, expires: bool = True) -> Admitted | Rejected:
-        """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`.
-
-        Where the driver ends it before anything else can happen, `expires` may be False: its deadline is not watched.
-        """
+    def submit(self, request: Request, *, now_s: float) -> Admitted | Rejected:
+        """Admits or rejects a request that arrived at `request.arrival_s` and is decided at `now_s`."""
         holders = self._open.get(request.model)
         if not holders:
             return Rejected(id=request.id, predicted_finish_s=math.inf, reason=RefuseReason.DOWN)
@@ -234,7 +231,7 @@ class Scheduler:
             for into, member in group.exchange(request, moves, batch):
                 self._inside[member.id] = (replica.group, into)
             finish_s = self._inside[request.id][1].clocks[-1] + self._overhead_s
-        if expires and request.slo_s != math.inf:
+        if request.slo_s != math.inf:
             self._watch(request)
         return Admitted(replica.group, finish_s, begins)
 
