@@ -293,6 +293,25 @@ def from_json(datatype: str, shape: tuple[int, ...], data: object, *, what: str 
     return array.reshape(shape)
 
 
+def from_json_text(datatype: str, shape: tuple[int, ...], text: bytes, *, what: str = "a tensor") -> Value:
+    """The value of the text of a JSON list: as `from_json`, and at half its time for most lists of numbers.
+
+    Raises:
+        InvalidInput: as `from_json`.
+        orjson.JSONDecodeError: it is no JSON, or has words that orjson does not know.
+    """
+    data = orjson.loads(text)
+    packing = _PACKINGS.get(datatype)
+    if packing is not None and b"u" not in text and b"l" not in text:  # no true, no false
+        dtype, size_bytes = layout(datatype, shape, what=what)
+        if len(data) * dtype.itemsize == size_bytes:
+            try:
+                return np.ndarray(shape, dtype, struct.pack(packing % len(data), *data))
+            except (OverflowError, struct.error):
+                return from_json(datatype, shape, data, what=what)  # says what is wrong
+    return from_json(datatype, shape, data, what=what)
+
+
 _PACKINGS = {"FP32": "=%df", "FP64": "=%dd"}
 """Of lists of numbers; twice as fast as numpy, and it says of itself when a number is too large."""
 _NUMBERS = frozenset((int, float))
@@ -352,7 +371,7 @@ def json_text(value: np.ndarray) -> bytes:
     """The flat data of an array in JSON."""
     flat = np.ascontiguousarray(native(value)).reshape(-1)
     text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in text:  # what is not finite
+    if b"u" in text:  # there is a null, for what is not finite; one letter is found ten times as fast as four
         text = _with_words(text, flat)
     return text
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from jaxserve.protocols.datatypes import Value, from_json, json_text
+from jaxserve.protocols.datatypes import Value, from_json_text, json_text
 from jaxserve.protocols.infer_request import LONGEST_ID, InferRequest, Parameters, RequestedOutput, quoted
 from jaxserve.protocols.remembered import LONGEST_BYTES, Remembered
 
@@ -52,9 +52,10 @@ class Parts(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A request without its id and its numbers; the attributes are as in `InferRequest`."""
+    """A request without its id and its numbers; the attributes are as in `InferRequest`, but for `what`, for errors."""
 
     name: str
+    what: str
     datatype: str
     shape: tuple[int, ...]
     outputs: tuple[RequestedOutput, ...] | None
@@ -86,12 +87,11 @@ def recall(parts: Parts) -> InferRequest | None:
     known = _known.get(parts.around)
     if known is None:
         return None
+    name, what, datatype, shape, outputs, parameters = known
     try:
-        numbers = orjson.loads(parts.numbers)
+        value = from_json_text(datatype, shape, parts.numbers, what=what)
     except orjson.JSONDecodeError:  # nested, or with words
         return None
-    name, datatype, shape, outputs, parameters = known
-    value = from_json(datatype, shape, numbers, what=f"input {quoted(name)}")
     return InferRequest(parts.id, {name: value}, outputs, *parameters)
 
 
@@ -114,7 +114,7 @@ def learn(
         return
     [(name, value)] = inputs.items()
     if isinstance(value, np.ndarray):
-        _known.keep(parts.around, _Known(name, datatype, value.shape, outputs, parameters))
+        _known.keep(parts.around, _Known(name, f"input {quoted(name)}", datatype, value.shape, outputs, parameters))
 
 
 _answers: Remembered[tuple[Any, ...], tuple[bytes, bytes]] = Remembered()
