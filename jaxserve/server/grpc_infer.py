@@ -25,8 +25,6 @@ from jaxserve.server.v2_forms import MODEL_VERSION
 MAX_IN_FLIGHT_PER_STREAM = 256
 """Requests of one stream that may be unanswered; then no more are read until the client has taken answers."""
 
-_STOPPED = "the server stopped before the request was answered"
-
 
 class Inference:
     """Serves `ModelInfer` and `ModelStreamInfer`, and ends them in order.
@@ -40,7 +38,7 @@ class Inference:
         self._service = service
         self._limits = service.limits
         self._reading = reading
-        self._running: set[asyncio.Task[Any]] = set()  # each serves one request
+        self._in_flight = 0
         self._readers: set[asyncio.Task[Any]] = set()  # each reads one stream
         self._buffered_bytes = 0  # of large requests that are unanswered
         self._draining = False
@@ -50,7 +48,7 @@ class Inference:
     @property
     def in_flight(self) -> int:
         """Requests that are taken and not answered."""
-        return len(self._running)
+        return self._in_flight
 
     def drain(self) -> None:
         """From here on streams take no requests."""
@@ -58,14 +56,15 @@ class Inference:
 
     async def until_idle(self) -> None:
         """Waits until no request is in flight."""
-        while self._running:
+        while self._in_flight:
             self._settled.clear()
             await self._settled.wait()
 
     def stop(self) -> None:
         """Answers whatever is in flight with `EngineStopped`, and ends every stream behind its answers."""
         self._draining = self._stopped = True
-        for task in (*self._running, *self._readers):
+        self._service.stop_in_flight("grpc")
+        for task in tuple(self._readers):
             task.cancel()
 
     # One request in a call
@@ -82,15 +81,13 @@ class Inference:
 
     async def _run(self, call: Call, identity: Identity, received: Received, size_bytes: int) -> Outputs:
         if self._stopped:
-            raise EngineStopped(_STOPPED)
+            raise EngineStopped("the server stopped before the request was answered")
         model, version, request = received
         if request.outputs is not None and identity.may_infer(model):  # who may not learns nothing of it
             check_outputs(request, self._service.output_names(model))
         if size_bytes > SMALL_BYTES:
             self._buffer(size_bytes)
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
+        self._in_flight += 1
         try:
             return await self._service.infer(
                 model,
@@ -105,12 +102,8 @@ class Inference:
                 request_id=call.request_id or request.id or self._service.new_request_id(),
                 traceparent=call.traceparent,
             )
-        except asyncio.CancelledError:
-            if self._stopped:
-                raise EngineStopped(_STOPPED) from None
-            raise  # its client has lost interest
         finally:
-            self._running.discard(task)
+            self._in_flight -= 1
             if size_bytes > SMALL_BYTES:
                 self._buffered_bytes -= size_bytes
             if self._draining:

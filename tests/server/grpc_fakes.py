@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
 
-from jaxserve.errors import AdministrationOff, JaxserveError, ModelNotFound, Unauthenticated
+from jaxserve.errors import AdministrationOff, EngineStopped, JaxserveError, ModelNotFound, Unauthenticated
 from jaxserve.server.access import ANYBODY, Identity
 from jaxserve.server.grpc_server import GrpcServer
 from jaxserve.server.limits import Limits
@@ -32,6 +32,7 @@ class FakeService:
         self.loaded: list[tuple[str, str]] = []
         self.cancelled = 0
         self.running = 0
+        self.stopped = False
         self.release = asyncio.Event()
         self.changed = asyncio.Event()
 
@@ -43,6 +44,8 @@ class FakeService:
             match model:
                 case "held":
                     await self.release.wait()
+                    if self.stopped:
+                        raise EngineStopped("the server stopped before the request was answered")
                 case "fails":
                     assert self.error is not None
                     raise self.error
@@ -59,6 +62,11 @@ class FakeService:
         finally:
             self.running -= 1
             self.changed.set()
+
+    def stop_in_flight(self, protocol: str) -> None:
+        assert protocol == "grpc"
+        self.stopped = True
+        self.release.set()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Waits until something is so of the requests."""

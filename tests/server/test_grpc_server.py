@@ -649,7 +649,7 @@ def test_what_is_in_flight_after_the_grace_is_told(loop):
             assert answer.infer_response.id == "s"
             await stopped_at(call.read(), grpc.StatusCode.UNAVAILABLE, "the server stopped; open another stream")
             await drain
-            assert service.cancelled == 2
+            assert service.stopped
             assert at.server.in_flight == 0
 
     run(main, loop)
