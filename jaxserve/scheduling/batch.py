@@ -110,8 +110,8 @@ class Batch:
         return self.stage == 0 and not self.running
 
     def cost_s(self, member: Request) -> float:
-        """What the slowest stage takes for a member alone, as profiled."""
-        return max(self.latencies.profiled[member.bucket])
+        """What a member takes of the slowest stage (`StageLatencies.share_and_total_s`)."""
+        return self.latencies.share_and_total_s(member)[0]
 
     def bucket_with(self, request: Request) -> int | None:
         """The bucket that it would run on if a request of its model joined it; None where there is no room."""

@@ -30,6 +30,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jaxserve.request import Request
 from jaxserve.scheduling.grid import Grid
 
 Latencies = tuple[tuple[float, ...], ...]
@@ -82,6 +83,22 @@ class StageLatencies:
             row = self.estimated[bucket]
             sums = self._sums[bucket] = (total_s(row), max(row))
         return sums
+
+    def share_and_total_s(self, request: Request) -> tuple[float, float]:
+        """What a request takes of the slowest stage, and what all stages take, as profiled.
+
+        Of the batch size on which it takes the least part of the slowest stage, of those on which it could be in time.
+        """
+        row = self.profiled[request.bucket]
+        found = max(row), total_s(row)
+        cell = self.grid.cell(request.bucket)
+        for position, size in enumerate(self.grid.sizes):
+            if size > request.rows:
+                row = self.profiled[position * self.grid.cells + cell]
+                share_s, all_s = max(row) * request.rows / size, total_s(row)
+                if share_s < found[0] and all_s + max(row) <= request.slo_s:
+                    found = share_s, all_s
+        return found
 
     def observe(self, bucket: int, stage: int, seen_s: float) -> None:
         """Corrects the estimate of one stage at one bucket by how long it took once."""

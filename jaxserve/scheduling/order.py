@@ -6,8 +6,8 @@ further ahead. Nobody's bucket changes thereby, so neither do the clocks, and ot
 
 A request *outranks* another of lower priority; among equals, where tenants share, one with a larger tag. The tags are
 those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM'96, section 2): a request of tenant i that costs c is
-tagged S = max(V, F_i), and then F_i = S + c / weight_i; V is the largest tag of those that have begun. The cost is what
-the slowest stage takes for it alone.
+tagged S = max(V, F_i), and then F_i = S + c / weight_i; V is the largest tag of those that have begun. The cost is its
+part of what the slowest stage takes for a full batch, or for the largest one that its deadline allows.
 
 A newcomer is first given a place as batch.py says, at the end of a batch or of the queue: a *vacancy*. From there the
 batches of its model are looked at, last one first, `MOST_LOOKED` at most. In each, of those whom it outranks and who
@@ -27,10 +27,16 @@ room for others. So a tenant that has requests waiting may have one more only as
 
 (the dynamic threshold of Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998, for buffers of switches). Slack is
 for how long a request could wait. It is the newcomer's own or, where that is less, the average of another tenant that
-has sent requests to the group within `MEMORY_S`, though at least `LEAST_SLACK` times what the newcomer takes; the wait
-is what is not left of it. Whoever is alone fills ROOM / (ROOM + 1) of the slack; of several who always want more, each
-gets a part by weight, though always one place; and there is room for one who has nothing waiting. The parts of the
-queue are the parts of the throughput. Of the places in a queue (`max_queue`), the same holds.
+has sent requests to the group within `MEMORY_S`, though at least `LEAST_SLACK` times what the newcomer takes. The wait
+is until what runs has ended, and what those who wait cost, each its part of a full batch: by the clocks a batch of one
+takes as long as one of eight, and the seats that are free in it would count for nothing, just where deadlines leave
+room for few batches.
+
+Several who always want more get parts by weight, though always one place. With ROOM of 1, one leaves half of the slack
+to others, for these come in bursts: two batches deep, one who asks for a tenth of what is served has 98 % of it, and
+one who asks for a third 93 to 97 %, beside one who asks for ten times what is served. Who is alone fills ALONE_ROOM /
+(ALONE_ROOM + 1) of it, so there is room for the first of another tenant. The parts of the queue are the parts of the
+throughput. Of the places in a queue (`max_queue`), the same holds.
 """
 
 import dataclasses
@@ -45,7 +51,7 @@ from jaxserve.request import Request, check_tenant
 from jaxserve.scheduling.batch import Batch, in_time
 from jaxserve.scheduling.latencies import StageLatencies
 
-ROOM = 4.0
+ROOM, ALONE_ROOM = 1.0, 4.0
 MEMORY_S, WEIGHT, LEAST_SLACK = 60.0, 0.25, 4.0
 MOST_LOOKED = 2000
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
@@ -197,30 +203,39 @@ class Order:
         self._all = _Waiting()
 
     def retry_after_s(
-        self, request: Request, cost_s: float, *, finish_s: float, wait_s: float, places_left: float, now_s: float
+        self,
+        request: Request,
+        cost_s: float,
+        *,
+        slack_s: float,
+        takes_s: float,
+        begins_s: float,
+        places_left: float,
+        now_s: float,
     ) -> float:
         """Seconds until the tenant of a newcomer has room for it if nothing else arrives; 0 where it has room.
 
         Args:
             request: the newcomer.
             cost_s: what it costs.
-            finish_s: when it would be done at the end of the queue.
-            wait_s: for how long it would wait there.
+            slack_s: for how long it could wait.
+            takes_s: what it takes once it has begun.
+            begins_s: until those who wait begin.
             places_left: how many more requests may wait.
             now_s: the time of its arrival.
         """
         shares = self._policy.shares
         if shares is None:
             return 0.0
-        left_s = request.slo_s - (finish_s - request.arrival_s)
-        others_s = self._others_slack_s(request.tenant, left_s + wait_s, now_s)
-        slack_s = max(others_s, LEAST_SLACK * (finish_s - now_s - wait_s))
+        others_s = self._others_slack_s(request.tenant, slack_s, now_s)
+        slack_s = min(slack_s, max(others_s, LEAST_SLACK * takes_s))
         waiting = self._of_tenant.get(request.tenant)
         if waiting is None or not self._all.cost_s:
             return 0.0
-        room = ROOM * shares.get(request.tenant, 1.0)
+        room = (ALONE_ROOM if others_s == math.inf else ROOM) * shares.get(request.tenant, 1.0)
         part = (waiting.cost_s + cost_s) / (self._all.cost_s + cost_s)
-        excess_s = part * wait_s - room * min(left_s, slack_s - wait_s)  # falls by part + room a second
+        wait_s = begins_s + self._all.cost_s
+        excess_s = part * wait_s - room * (slack_s - wait_s)  # falls by part + room a second
         excess_places = waiting.requests - room * places_left
         if excess_places > 0.0:
             excess_s = max(excess_s, wait_s * excess_places / waiting.requests * (part + room))

@@ -26,7 +26,7 @@ from jaxserve.scheduling.batch import Batch, Join, clocks_after, in_time
 from jaxserve.scheduling.dispatch import Dispatch, alpaserve
 from jaxserve.scheduling.grid import ALONE, Grid
 from jaxserve.scheduling.group import GroupState
-from jaxserve.scheduling.latencies import Latencies, StageLatencies, total_s
+from jaxserve.scheduling.latencies import Latencies, StageLatencies
 from jaxserve.scheduling.order import FIRST_COME, Move, Order, Policy
 from jaxserve.scheduling.replica import Replica
 from jaxserve.scheduling.residency import Spare
@@ -176,11 +176,13 @@ class Scheduler:
             retry_after_s = max(0.0, group.next_begin_s - now_s)
             return _refused(request, finish_s, retry_after_s, RefuseReason.FULL)
         if group.order is not None:
+            cost_s, takes_s = latencies.share_and_total_s(request)
             retry_after_s = group.order.retry_after_s(
                 request,
-                max(latencies.profiled[request.bucket]),
-                finish_s=finish_s,
-                wait_s=max(0.0, finish_s - now_s - total_s(latency_s)),
+                cost_s,
+                slack_s=request.slo_s - (now_s - request.arrival_s) - overhead_s - takes_s,
+                takes_s=takes_s,
+                begins_s=max(0.0, group.next_begin_s - now_s),
                 places_left=self._max_queue - group.queue_length,
                 now_s=now_s,
             )

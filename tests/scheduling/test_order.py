@@ -3,7 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from jaxserve.errors import ConfigError
 from jaxserve.request import Done, Failed, FailReason, RefuseReason, Rejected, Request
 from jaxserve.scheduling import ALONE, Admitted, Grid, Latencies, Policy, Scheduler
-from jaxserve.scheduling.order import ROOM
+from jaxserve.scheduling.order import ALONE_ROOM
 from jaxserve.simulator import Reference
 
 inf = math.inf
@@ -151,9 +153,9 @@ def test_one_who_was_away_gets_nothing_for_it() -> None:
     assert found[50:] == [51.0, 53.0, 52.0, 54.0]
 
 
-def served(calls: Sequence[Call], policy: Policy, **options: int) -> dict[str, float]:
+def served(calls: Sequence[Call], policy: Policy, **options: Any) -> dict[str, float]:
     """The share of each tenant's requests that is served."""
-    driver = drive(calls, policy, **options)  # type: ignore[arg-type]
+    driver = drive(calls, policy, **options)
     tenants = {call.tenant for call in calls}
     done = {tenant: [False] * 0 for tenant in tenants}
     for number, call in enumerate(calls):
@@ -184,6 +186,25 @@ def test_nor_where_it_allows_more_time_or_asks_for_another_model(slo_s: float, m
     shared = served(by_arrival(stream("greedy", 0.5, slo_s=slo_s), modest), Policy(shares={}), max_queue=1000)
     assert shared["modest"] >= 0.99  # the first may come when the queue is long already
     assert shared["greedy"] == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.parametrize(("modest", "least"), [(0.1, 0.97), (0.3, 0.9)])
+def test_nor_where_deadlines_leave_room_for_few_batches(modest: float, least: float) -> None:
+    random = np.random.default_rng(0)
+    latency_s = ((12.0, 9.0), (16.0, 12.0), (24.0, 18.0), (38.0, 29.0))  # a batch of eight takes 67 of 145 seconds
+    capacity = 8 / 38
+
+    def poisson(tenant: str, rate: float) -> list[Call]:
+        gaps_s = random.exponential(1 / rate, round(20_000 * rate))
+        return [Call(arrival_s=at_s, tenant=tenant, slo_s=145.0) for at_s in np.cumsum(gaps_s).tolist()]
+
+    calls = by_arrival(poisson("greedy", 10 * capacity), poisson("modest", modest * capacity))
+    grid = Grid((1, 2, 4, 8), max_batch=8)
+    without = served(calls, Policy(), latency_s=latency_s, grid=grid)
+    shared = served(calls, Policy(shares={}), latency_s=latency_s, grid=grid)
+    assert without["modest"] < 0.2
+    assert shared["modest"] >= least
+    assert modest * shared["modest"] + 10 * shared["greedy"] == pytest.approx(1.0, abs=0.05)  # of what can be served
 
 
 def test_tenants_that_have_gone_are_forgotten() -> None:
@@ -227,7 +248,7 @@ def test_a_tenant_alone_leaves_a_part_of_the_time_free_and_is_told_when_to_come_
     slo_s = 101.0
     driver = drive([Call(slo_s=slo_s, tenant="a") for _ in range(120)], Policy(shares={}))
     taken = sum(isinstance(driver.answers[number].outcome, Done) for number in range(120))
-    assert taken - 1 == pytest.approx((slo_s - 1) * ROOM / (ROOM + 1), abs=2)
+    assert taken - 1 == pytest.approx((slo_s - 1) * ALONE_ROOM / (ALONE_ROOM + 1), abs=2)
     refused = driver.answers[119].outcome
     assert isinstance(refused, Rejected)
     assert refused.reason is RefuseReason.SHARE
