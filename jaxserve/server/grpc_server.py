@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import grpc
 
-from jaxserve.errors import ConfigError
 from jaxserve.server.grpc_calls import Reading
 from jaxserve.server.grpc_infer import Inference
 from jaxserve.server.grpc_methods import Methods
 from jaxserve.server.limits import Limits
 from jaxserve.server.service import Service
+from jaxserve.server.tcp import cannot_listen, in_url
 
 _log = logging.getLogger("jaxserve.grpc.server")
 
@@ -63,16 +63,12 @@ class GrpcServer:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where clients find it."""
-        return () if self.port is None else (f"{self._url_host}:{self.port}",)
+        return () if self.port is None else (f"{in_url(self._host)}:{self.port}",)
 
     @property
     def in_flight(self) -> int:
         """Requests taken and not answered."""
         return 0 if self._server is None else self._inference.in_flight
-
-    @property
-    def _url_host(self) -> str:
-        return f"[{self._host}]" if ":" in self._host else self._host
 
     async def __aenter__(self) -> Self:
         limits = self._service.limits
@@ -83,6 +79,7 @@ class GrpcServer:
                 "install 'grpcio<1.84'",
                 grpc.__version__,
             )
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_tell_of_strangers)  # once, however often it is added
         reading = Reading(limits.body_timeout_s)
         inference = Inference(self._service, reading)
         server = grpc.aio.server(
@@ -90,14 +87,14 @@ class GrpcServer:
             options=channel_options(limits),
             maximum_concurrent_rpcs=_CALLS_PER_CONNECTION * limits.max_connections,
         )
-        address = f"{self._url_host}:{self._requested_port}"
+        address = f"{in_url(self._host)}:{self._requested_port}"
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(address)
             else:
                 port = server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            raise self._cannot_listen(error) from error
+            raise cannot_listen(self._host, self._requested_port, error) from error
         await server.start()
         reading.start()
         self._server, self._inference, self._reading = server, inference, reading
@@ -142,13 +139,26 @@ class GrpcServer:
                         probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     probe.bind(address)
         except (OSError, OverflowError) as error:
-            raise self._cannot_listen(error) from error
+            raise cannot_listen(self._host, self._requested_port, error) from error
 
-    def _cannot_listen(self, error: Exception) -> ConfigError:
-        return ConfigError(
-            f"cannot listen on {self._url_host}:{self._requested_port}: {error}; choose another port, or 0 for any "
-            f"that is free"
-        )
+
+# What grpcio logs as errors of the server, with a trace, though nothing is wrong but what a client has sent, or that it
+# has gone while it was told so.
+_OF_STRANGERS = (
+    "ExecuteBatchError raised in core by",
+    "Failed sending error status from server",
+    "Invalid encoding on",
+    "Unexpected [UnicodeDecodeError] raised by",
+)
+
+
+def _tell_of_strangers(record: logging.LogRecord) -> bool:
+    """Tells what grpcio says of strangers as what it is, in a line; whether a record is something else."""
+    message = record.getMessage()
+    if not message.startswith(_OF_STRANGERS):
+        return True
+    _log.info("gRPC could not go on with a call", extra={"why": message[:200]})
+    return False
 
 
 def is_fragile() -> bool:

@@ -17,6 +17,7 @@ from jaxserve.server.access import Access
 from jaxserve.server.connection import Connection, Flusher, Limits
 from jaxserve.server.handshake import Handshake
 from jaxserve.server.seam import InferenceEngine
+from jaxserve.server.tcp import in_url, listen_tcp
 from jaxserve.server.unix import UnixSocket
 
 _BACKLOG = 1024
@@ -120,8 +121,7 @@ class NativeServer:
         """Where clients find it, in the form that they take: `host:port`, `unix:/path`."""
         addresses: list[str] = []
         if self.port is not None:
-            host = f"[{self._host}]" if ":" in self._host else self._host
-            addresses.append(f"{host}:{self.port}")
+            addresses.append(f"{in_url(self._host)}:{self.port}")
         if self._unix is not None:
             addresses.append(f"unix:{self._unix.path}")
         return tuple(addresses)
@@ -195,16 +195,9 @@ class NativeServer:
                     await self._changed.wait()
 
     async def _listen_tcp(self, port: int) -> None:
-        try:
-            listener = await asyncio.get_running_loop().create_server(
-                self._make_connection if self._tls is None else self._make_handshake, self._host, port, backlog=_BACKLOG
-            )
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"cannot listen on {self._host}:{port}: {error}; choose another port, or 0 for any that is free"
-            ) from error
+        make = self._make_connection if self._tls is None else self._make_handshake
+        listener, self.port = await listen_tcp(make, self._host, port, backlog=_BACKLOG)
         self._listeners.append(listener)
-        self.port = listener.sockets[0].getsockname()[1]
 
     def _close_listeners(self) -> None:
         if self._unix is not None:

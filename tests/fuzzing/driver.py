@@ -16,15 +16,6 @@ AT_ONCE = 48
 REST_EVERY = 20
 """Batches between two looks at whether the server comes to rest."""
 
-# EXCEPTION, to be deleted once the server keeps these out of its log: grpcio logs a trace where a client went away
-# while it was told what was wrong, and where a header or the path of a call is no UTF-8.
-_LOGGED_BY_GRPC = (
-    "grpc._cython.cygrpc: ExecuteBatchError raised in core by servicer method",
-    "grpc._cython.cygrpc: Failed sending error status from server",
-    "grpc._cython.cygrpc: Invalid encoding on",
-    "grpc._cython.cygrpc: Unexpected [UnicodeDecodeError] raised by servicer method",
-)
-
 
 async def drive(
     subject: Subject,
@@ -80,8 +71,6 @@ async def _rest(subject: Subject, report: Report, *, note: bool = True) -> None:
     if note:
         report.memory.append((report.inputs, state["resident_bytes"], state["blocks"]))
     for text in state["complaints"]:
-        if text.startswith(_LOGGED_BY_GRPC):
-            continue
         first, _, trace = text.partition("\n")
         last = trace.strip().splitlines()[-1] if trace.strip() else ""
         report.add(f"the server logged: {first[:120]} {last[:200]}", text, index=-1, input=b"")

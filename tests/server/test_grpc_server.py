@@ -1,6 +1,7 @@
 """The gRPC server, as tritonclient and the bare library see it."""
 
 import asyncio
+import logging
 import math
 import socket
 from collections.abc import AsyncIterator
@@ -729,3 +730,18 @@ def test_tls():
                 )
 
     run(main)
+
+
+def test_what_grpc_says_of_strangers_is_no_error_of_the_server(caplog):
+    async def main():
+        async with served():
+            theirs = logging.getLogger("grpc._cython.cygrpc")
+            theirs.error("Invalid encoding on [secret]")
+            theirs.error("something else went wrong")
+
+    caplog.set_level(logging.INFO, "jaxserve.grpc")
+    run(main, "asyncio")
+    told = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert ("jaxserve.grpc.server", "INFO", "gRPC could not go on with a call") in told
+    assert ("grpc._cython.cygrpc", "ERROR", "something else went wrong") in told
+    assert not any("secret" in message for _, _, message in told)

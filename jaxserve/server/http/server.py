@@ -13,7 +13,7 @@ from typing import Self
 from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import istr
 
-from jaxserve.errors import ConfigError, EngineStopped, JaxserveError
+from jaxserve.errors import EngineStopped, JaxserveError
 from jaxserve.protocols.embeddings import write_error
 from jaxserve.server.access import Access
 from jaxserve.server.handshake import Handshake
@@ -24,6 +24,7 @@ from jaxserve.server.http.exchange import Exchange, Route, Site
 from jaxserve.server.http.routes import Routes
 from jaxserve.server.identity import OPERATOR
 from jaxserve.server.service import Service
+from jaxserve.server.tcp import in_url, listen_tcp
 from jaxserve.server.unix import UnixSocket
 
 _log = logging.getLogger("jaxserve.http")
@@ -83,9 +84,8 @@ class HttpServer:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where clients find it."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
         scheme = "http" if self._tls is None else "https"
-        found = [] if self.port is None else [f"{scheme}://{host}:{self.port}"]
+        found = [] if self.port is None else [f"{scheme}://{in_url(self._host)}:{self.port}"]
         return (*found, *([] if self._admin is None else [f"unix:{self._admin.path}"]))
 
     @property
@@ -111,7 +111,7 @@ class HttpServer:
         )
         try:
             if self._requested_port is not None:
-                await self._listen_tcp(loop, self._requested_port)
+                await self._listen_tcp(self._requested_port)
             if self._admin is not None:
                 admin = functools.partial(self._connections, is_admin=True)
                 self._listeners.append(await self._admin.listen(loop, admin, backlog=_BACKLOG))
@@ -126,16 +126,10 @@ class HttpServer:
     ) -> None:
         await self.drain(0.0)
 
-    async def _listen_tcp(self, loop: asyncio.AbstractEventLoop, port: int) -> None:
+    async def _listen_tcp(self, port: int) -> None:
         make = self._connections if self._tls is None else self._make_handshake
-        try:
-            listener = await loop.create_server(make, self._host, port, backlog=_BACKLOG)
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"cannot listen on {self._host}:{port}: {error}; choose another port, or 0 for any that is free"
-            ) from error
+        listener, self.port = await listen_tcp(make, self._host, port, backlog=_BACKLOG)
         self._listeners.append(listener)
-        self.port = listener.sockets[0].getsockname()[1]
 
     def _make_handshake(self) -> Handshake:
         """What becomes a connection once TLS stands; until then it is counted here."""
