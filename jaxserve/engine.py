@@ -220,7 +220,6 @@ class Engine:
         self._probes = ModelMetrics()  # what is only asked to see whether it is answered is counted apart
         self._groups_of: dict[str, list[int]] = {}
         self._spares: dict[str, Model] = {}
-        self._latency_s: dict[str, float] = {}
         self._host_latency_s: dict[str, Sequence[float]] = {}  # of models that need no device, by bucket
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
@@ -328,7 +327,6 @@ class Engine:
                     await self._withdraw(group, model)
                 raise
             self._groups_of[model.name] = placed
-            self._latency_s[model.name] = fastest_s
             self._metrics[model.name] = ModelMetrics()
             self._volumes[model.name] = [math.prod(bucket.sizes.values()) for bucket in model.buckets]
             self._descriptions[model.name] = model.describe() | {"latency_s": fastest_s, "groups": list(placed)}
@@ -356,11 +354,11 @@ class Engine:
     async def _unload(self, name: str) -> None:
         async with self._loading:
             model = self._model(name)
-            del self._models[name]
+            del self._models[name], self._descriptions[name]
             await self._until(lambda: all(pending.model is not model for pending in self._pending.values()))
             for group in self._groups_of.pop(name):
                 await self._withdraw(group, model)
-            del self._metrics[name], self._volumes[name], self._latency_s[name], self._descriptions[name]
+            del self._metrics[name], self._volumes[name]
             self._spares.pop(name, None)
             self._host_latency_s.pop(name, None)
 
@@ -537,9 +535,10 @@ class Engine:
                 self._settle(ticket, model_failed(model.name, error))
 
         self._pending[ticket] = pending
-        if self._latency_s[model.name] > pending.slo_s:  # refused without the pool: no group is that quick
+        fastest_s = self._descriptions[model.name]["latency_s"]
+        if fastest_s > pending.slo_s:  # refused without the pool: no group is that quick
             metrics.refuse(RefuseReason.LATE, pending.arrival_s)
-            self._settle(ticket, too_late(self._latency_s[model.name], pending.slo_s, math.inf))
+            self._settle(ticket, too_late(fastest_s, pending.slo_s, math.inf))
             return -1
         if self._preparing >= self._max_queue:
             metrics.refuse(RefuseReason.FULL, pending.arrival_s)
@@ -932,7 +931,11 @@ class Engine:
 
         `latency_s` is what the smallest bucket takes on an idle group, on the fastest of the model's groups.
         """
-        return [self._descriptions[name] for name in self._models]
+        return list(self._descriptions.values())
+
+    def description(self, name: str) -> dict[str, Any] | None:
+        """What one model takes and returns, as in `describe`; None where there is no such model."""
+        return self._descriptions.get(name)
 
 
 def _never_back(clock: Callable[[], float]) -> Callable[[], float]:

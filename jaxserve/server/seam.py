@@ -85,6 +85,10 @@ class ServedEngine(Protocol):
         """The models and their signatures, as plain values."""
         ...
 
+    def description(self, name: str) -> dict[str, Any] | None:
+        """One of them; None where there is no such model."""
+        ...
+
     async def load(self, model: Model) -> None:
         """Loads one more model."""
         ...

@@ -299,12 +299,12 @@ class Service:
         """
         if not _may_see(identity, model):
             raise identity.cannot_infer(model)
-        for description in self.engine.describe():
-            if description["name"] == model:
-                if version not in ("", v2_forms.MODEL_VERSION):
-                    raise _no_version(model, version)
-                return description
-        raise self._no_model(model, identity)
+        description = self.engine.description(model)
+        if description is None:
+            raise self._no_model(model, identity)
+        if version not in ("", v2_forms.MODEL_VERSION):
+            raise _no_version(model, version)
+        return description
 
     def visible(self, identity: Identity) -> list[str]:
         """The models that are served and that the identity may use or administer."""
