@@ -116,11 +116,11 @@ class GrpcFuzzer:
 
 
 def verdicts(sent: Frames, caller: Caller) -> list[tuple[str, str]]:
-    """What is wrong with what came back.
-
-    While others storm, gRPC cancels calls that it has no room to hand on; such a call ends with that and no word more.
-    """
+    """What is wrong with what came back."""
     heard = caller.heard
+    # Only this fuzzer's own storms of calls make gRPC cancel right ones of other connections, without a word, before a
+    # method of ours sees them: more calls wait then than `grpc.server.max_pending_requests` lets.
+    is_crowded_out = heard.status == _CANCELLED and not heard.code and not heard.body
     found: list[tuple[str, str]] = []
     if heard.wrong is not None:
         found.append(("what comes back is no HTTP/2", heard.wrong))
@@ -131,7 +131,7 @@ def verdicts(sent: Frames, caller: Caller) -> list[tuple[str, str]]:
         found.append(("a call has no status", f"{heard}, closed {caller.is_closed}"))
     if sent.answers is not None and heard.status == _OK and len(heard.messages()) != sent.answers:
         found.append(("a call has another number of answers", f"{len(heard.messages())} for {sent.answers}"))
-    if sent.answers is not None and heard.status not in (_OK, _CANCELLED, None):
+    if sent.answers is not None and heard.status not in (_OK, None) and not is_crowded_out:
         found.append(("a call that must succeed does not", f"{heard}"))
     if sent.is_call and heard.status == _OK:
         for data in heard.messages():

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import re
 
-# EXCEPTION, to be deleted (`|0\.9|2\.0`) once requests of other versions than 1.0 and 1.1, such as `GET /` alone, are
-# answered with a status line of 1.1: aiohttp answers with the version that was asked.
-_STATUS_LINE = re.compile(rb"HTTP/(?:1\.[01]|0\.9|2\.0) (\d{3}) ([\t\x20-\x7e\x80-\xff]*)")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ([\t\x20-\x7e\x80-\xff]*)")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]+)(;.*)?")
 

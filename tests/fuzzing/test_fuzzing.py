@@ -67,6 +67,8 @@ def test_damage_is_of_every_kind():
     ("data", "match"),
     [
         (b"HTTP/1.1 2000 OK\r\n\r\n", "status line"),
+        (b"HTTP/0.9 400 Bad Request\r\n\r\n", "status line"),
+        (b"HTTP/2.0 400 Bad Request\r\n\r\n", "status line"),
         (b"HTTP/1.1 200 OK\nX: y\r\n\r\n", "status line"),
         (b"HTTP/1.1 200 OK\r\nX y\r\n\r\n", "header is"),
         (b"HTTP/1.1 200 OK\r\nX: a\x01\r\n\r\n", "header is"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.page_browser import chromium, field, live_page, playwright
+from tests.server.page_browser import field, live_page, playwright
 from tests.server.page_snapshots import believable, group, model, snapshot
 
 expect = playwright.expect
@@ -27,18 +27,6 @@ HOSTILE = [
     "\N{HEBREW LETTER ALEF}\N{ARABIC LETTER BEH}",
     "\N{SNOWMAN}\N{SKULL}" * 40,
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def live(browser):
-    with live_page(browser) as live:
-        yield live
 
 
 def full(uptime_s, *, requests, busy_s, queue=3, **server):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.server.page_browser import chromium, field, live_page, playwright
+from tests.server.page_browser import field, live_page, playwright
 from tests.server.page_server import BREAK, END
 from tests.server.page_snapshots import model, snapshot
 
@@ -16,18 +16,6 @@ LOSSES = {
     "the connection breaks": (BREAK, "the connection broke"),
     "no snapshot": ({"server": None}, "a snapshot was not understood"),
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def live(browser):
-    with live_page(browser) as live:
-        yield live
 
 
 @pytest.mark.parametrize(("step", "reason"), LOSSES.values(), ids=LOSSES)

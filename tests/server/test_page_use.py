@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.server.page_browser import chromium, field, live_page, playwright
+from tests.server.page_browser import field, live_page, playwright
 from tests.server.page_contrast import contrasts
 from tests.server.page_server import END
 from tests.server.page_snapshots import group, model, snapshot
@@ -23,18 +23,6 @@ STATES = {
     "plan": {"slo_attainment": 0.99, "policy": "search"},
 }
 SCHEMES = ("light", "dark")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def live(browser):
-    with live_page(browser) as live:
-        yield live
 
 
 def many(uptime_s, models=300, groups=64):
