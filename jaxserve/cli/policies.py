@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import click
 
 from jaxserve.errors import ConfigError
-from jaxserve.scheduling import DISPATCHES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -49,26 +48,3 @@ def policy_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
-
-
-def engine_options(command: _Command) -> _Command:
-    """Adds the options of an engine that bear on scheduling; the command gets them by the engine's own names."""
-    for option in (
-        click.option(
-            "--stuck-after-s", default=10.0, show_default=True, help="A stage that runs for longer may be stuck."
-        ),
-        click.option(
-            "--spare-bytes", type=float, metavar="N", help="What the placement's spares may take of each device."
-        ),
-        click.option("--max-queue", default=10_000, show_default=True, help="How many requests may wait for a group."),
-        click.option("--max-batch", type=int, metavar="N", help="The largest batch; by default what models have."),
-        click.option("--overhead-s", default=0.0, help="Seconds that an answer costs beyond its stages."),
-        click.option(
-            "--dispatch",
-            default="earliest-finish",
-            show_default=True,
-            help=f"How a group is chosen: {', '.join(DISPATCHES)}.",
-        ),
-    ):
-        command = option(command)
-    return policy_options(command)

@@ -32,11 +32,6 @@ def check_token(token: object, *, shortest: int = 1) -> str:
     return token
 
 
-def bearer(token: str) -> str:
-    """The value of the header `Authorization` that shows a token."""
-    return f"Bearer {token}"
-
-
 def token_in(authorization: str | None) -> str:
     """The token in a header `Authorization`.
 

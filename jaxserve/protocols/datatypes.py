@@ -94,15 +94,6 @@ def config_type_of(dtype: str) -> str:
     return _CONFIG_NAMES.get(datatype, f"TYPE_{datatype}")
 
 
-def dtype_of(datatype: str) -> str:
-    """The dtype of `jaxserve.TensorSpec` that the protocol calls `datatype`.
-
-    Raises:
-        InvalidInput: there is no such datatype.
-    """
-    return _STRING if datatype == BYTES else numpy_dtype(datatype).name
-
-
 def numpy_dtype(datatype: object, *, what: str = "a tensor") -> np.dtype:
     """The numpy dtype of a datatype other than BYTES.
 
@@ -372,14 +363,14 @@ def json_text(value: np.ndarray) -> bytes:
     flat = np.ascontiguousarray(native(value)).reshape(-1)
     text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"u" in text:  # there is a null, for what is not finite; one letter is found ten times as fast as four
-        text = _with_words(text, flat)
+        text = with_words(text, flat)
     return text
 
 
-def _with_words(text: bytes, flat: np.ndarray) -> bytes:
-    """The data of an array that is not all finite: orjson writes `null` there, and words take its place."""
+def with_words(text: bytes, array: np.ndarray) -> bytes:
+    """The JSON of an array, or of one number, with words where it is not finite and orjson has written `null`."""
     pieces = text.split(b"null")
-    words = [_word(number) for number in flat[~np.isfinite(flat)].tolist()]
+    words = [_word(number) for number in array[~np.isfinite(array)].tolist()]
     woven = itertools.chain.from_iterable(zip(pieces, [*words, b""], strict=True))
     return b"".join(woven)
 

@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 
 from jaxserve.errors import InvalidInput, Unsupported
+from jaxserve.protocols.datatypes import with_words
 from jaxserve.protocols.nested import NARROW_DTYPES, array_of, word_for
 
 Description = Mapping[str, Any]
@@ -194,11 +195,8 @@ def _is_finite(value: Value) -> bool:
 
 
 def _with_literals(value: Any) -> orjson.Fragment:
-    """JSON of an array or a number in which NaN and the infinities, for which orjson writes null, are literals."""
-    pieces = orjson.dumps(value, option=_WRITE).split(b"null")
-    odd = np.asarray(value)[~np.isfinite(value)]
-    literals = [b"NaN" if number != number else b"Infinity" if number > 0 else b"-Infinity" for number in odd]
-    return orjson.Fragment(b"".join(part for pair in zip(pieces, [*literals, b""], strict=True) for part in pair))
+    """JSON of an array or a number in which NaN and the infinities are literals."""
+    return orjson.Fragment(with_words(orjson.dumps(value, option=_WRITE), np.asarray(value)))
 
 
 def status(state: State, reason: str = "") -> dict[str, Any]:

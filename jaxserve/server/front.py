@@ -168,6 +168,7 @@ class Front:
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._prometheus.close)
             for server in self.servers.values():
                 await stack.enter_async_context(server)
             await stack.enter_async_context(self.health)

@@ -124,8 +124,7 @@ class Methods:
 
     async def _model_statistics(self, call: Call, message: Any) -> Answer:
         identity = call.identity()
-        if not identity.observe:
-            raise identity.cannot_observe()
+        identity.check_observes()
         return self._service.statistics(message.name, message.version, identity=identity)
 
     # Administration

@@ -4,7 +4,7 @@ Every model that was not asked for a while is asked by the server itself, with i
 `ready_within_s`. So a model whose groups hang is not ready `ready_within_s` after its last answer, or sooner, where the
 engine's watchdog finds that all its groups are stuck or lost. Where there are so many or such slow models that asking
 them all would take more than a hundredth of the groups' time, it is done less often, and the time within which they
-must have answered grows in proportion; `within_s` says what it is.
+must have answered grows in proportion.
 """
 
 import asyncio
@@ -61,11 +61,6 @@ class Health:
         self._draining = True
         for _, asked in list(self._asked.values()):
             self._engine.cancel(asked)
-
-    @property
-    def within_s(self) -> float:
-        """Seconds within which a model must have answered to be ready."""
-        return self._within_s
 
     async def ask(self, model: str) -> None:
         """Asks a model that has just been loaded, and waits for its answer, for as long as it may take to be ready."""

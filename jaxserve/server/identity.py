@@ -56,6 +56,15 @@ class Identity:
         """What it is told that asks for metrics or the status and may not see them."""
         return PermissionDenied(f"{self._called} may not see what the server does; {self._mend('observe')}")
 
+    def check_observes(self) -> None:
+        """Looks whether it may see metrics, the status and the live page.
+
+        Raises:
+            PermissionDenied: it may not.
+        """
+        if not self.observe:
+            raise self.cannot_observe()
+
     @property
     def _called(self) -> str:
         return f"the token {self.name!r}" if self.name else "whoever shows no token"

@@ -30,6 +30,7 @@ class Prometheus(Collector):
     """Metrics of one engine and its servers, of this process, and of Python. Call it on the engine's loop.
 
     It is a collector for prometheus_client, too: registered elsewhere, it gives the engine's and the servers' metrics.
+    Who has asked it for an exposition closes it at the end.
 
     Args:
         engine: that is looked at.
@@ -64,6 +65,10 @@ class Prometheus(Collector):
         encode, content_type = _encoder(accept)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, _write, self._read(), encode), content_type
+
+    def close(self) -> None:
+        """Ends the thread, once it has written what was asked for; after that there is no exposition."""
+        self._thread.shutdown(wait=False)
 
     def collect(self) -> Iterator[Metric]:
         """The engine's and the servers' metrics as prometheus_client has them."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.errors import InvalidInput, Unsupported
-from jaxserve.model.signature import STRING, numpy_dtype
+from jaxserve.model.signature import STRING
 from jaxserve.protocols import datatypes
 from jaxserve.protocols.datatypes import DTYPES, MAX_STRINGS, from_json, from_raw, to_json, to_raw
 from tests.protocols import strategies
@@ -37,7 +37,6 @@ def test_names_are_those_of_triton(datatype):
     dtype = DTYPES[datatype]
     assert triton.np_to_triton_dtype(dtype) == datatype
     assert np.dtype(triton.triton_to_np_dtype(datatype)) == dtype
-    assert numpy_dtype(datatypes.dtype_of(datatype)) == dtype
     assert datatypes.datatype_of(dtype.name) == datatype
     assert datatypes.config_type_of(dtype.name) == f"TYPE_{datatype}"
 
@@ -45,7 +44,6 @@ def test_names_are_those_of_triton(datatype):
 def test_strings_are_bytes():
     assert datatypes.datatype_of(STRING) == "BYTES"
     assert datatypes.config_type_of(STRING) == "TYPE_STRING"
-    assert datatypes.dtype_of("BYTES") == STRING
 
 
 def test_a_dtype_without_a_name_says_so():

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client.core import Metric
@@ -25,9 +25,13 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @contextlib.asynccontextmanager
-async def exporting(*models: Model, **options: Any) -> AsyncIterator[tuple[Engine, Prometheus]]:
+async def exporting(
+    *models: Model, counts: Mapping[str, Callable[[], Any]] | None = None, **options: Any
+) -> AsyncIterator[tuple[Engine, Prometheus]]:
+    """An engine and its metrics; `counts` are those of its servers."""
     async with serving(*models, **options) as (engine, _), Health(engine, ready_within_s=1e6) as health:
-        yield engine, Prometheus(engine, health)
+        with contextlib.closing(Prometheus(engine, health, **(counts or {}))) as prometheus:
+            yield engine, prometheus
 
 
 def samples(families: Iterable[Metric]) -> Samples:
@@ -77,15 +81,13 @@ def families() -> Mapping[str, Metric]:
     """Every family that is exported, by name."""
 
     async def main() -> dict[str, Metric]:
-        async with serving(model(), make=WithMemory) as (engine, _), Health(engine) as health:
+        counts: Mapping[str, Callable[[], Any]] = {
+            "connections": lambda: {"http": 1},
+            "connections_refused": lambda: {"http": 1},
+            "http_responses": lambda: {200: 1},
+        }
+        async with exporting(model(), counts=counts, make=WithMemory) as (engine, prometheus):
             await some_requests(engine)
-            prometheus = Prometheus(
-                engine,
-                health,
-                connections=lambda: {"http": 1},
-                connections_refused=lambda: {"http": 1},
-                http_responses=lambda: {200: 1},
-            )
             body, _ = await prometheus.exposition("")
             return {family.name: family for family in text_string_to_metric_families(body.decode())}
 

@@ -1,5 +1,6 @@
 """Who may come in: tokens, what they allow, and where a server may listen."""
 
+import dataclasses
 import hashlib
 import hmac
 from pathlib import Path
@@ -10,14 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.cli.token import make_token
-from jaxserve.errors import ConfigError, Unauthenticated
-from jaxserve.protocols.bearer import LONGEST_TOKEN, bearer, check_token, token_in
+from jaxserve.errors import ConfigError, PermissionDenied, Unauthenticated
+from jaxserve.protocols.bearer import LONGEST_TOKEN, check_token, token_in
 from jaxserve.server import access as access_module
 from jaxserve.server.access import ANYBODY, OPERATOR, Access, Identity, Memory, read_tokens
 from jaxserve.server.binding import check_binding
 
 ONE, TWO = "one-0123456789abc", "two-0123456789abc"
 ENTRY = f'[[tokens]]\nname = "one"\ntoken = "{ONE}"\ninfer = ["minilm", "gpt-*"]\n'
+
+
+def bearer(token: str) -> str:
+    """The header `Authorization` that shows a token."""
+    return f"Bearer {token}"
 
 
 @pytest.fixture
@@ -78,7 +84,9 @@ def test_refusals_say_who_what_and_how_to_mend_it():
         "tokens file"
     )
     assert "whoever shows no token may not administer model 'gpt'" in str(ANYBODY.cannot_administer("gpt"))
-    assert "may not see what the server does" in str(one.cannot_observe())
+    with pytest.raises(PermissionDenied, match="the token 'one' may not see what the server does"):
+        dataclasses.replace(one, observe=False).check_observes()
+    one.check_observes()
     assert len(str(one.cannot_infer("x" * 10_000))) < 500
     assert "secret" not in repr(Identity(name="x", digest=b"secret"))
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from jaxserve.request import RefuseReason
 from jaxserve.server import prometheus as module
 from jaxserve.server.families import OUTCOMES
+from jaxserve.server.front import Doors, Front
 from jaxserve.server.health import Health
 from jaxserve.server.prometheus import HOST, Prometheus
 from tests.emulated_engine import Caller, model, serving
@@ -33,14 +34,12 @@ ODD_NAME = 'an "odd" \\ name'
 
 def test_a_scrape_tells_what_was_counted() -> None:
     async def main() -> None:
-        async with serving(model(), model("n")) as (engine, _), Health(engine) as health:
-            prometheus = Prometheus(
-                engine,
-                health,
-                connections=lambda: {"http": 3, "native": 1},
-                connections_refused=lambda: {"http": 2},
-                http_responses=lambda: {200: 7, 429: 1},
-            )
+        counts: Mapping[str, Callable[[], Any]] = {
+            "connections": lambda: {"http": 3, "native": 1},
+            "connections_refused": lambda: {"http": 2},
+            "http_responses": lambda: {200: 7, 429: 1},
+        }
+        async with exporting(model(), model("n"), counts=counts) as (engine, prometheus):
             begin_s = engine.now_s()
             before = await scrape(prometheus)
             await some_requests(engine)
@@ -248,6 +247,19 @@ def test_scrapes_go_one_by_one_while_the_loop_goes_on(monkeypatch: pytest.Monkey
     asyncio.run(main())
 
 
+def test_the_thread_ends_with_the_servers() -> None:
+    async def main() -> None:
+        before = set(threading.enumerate())
+        async with serving(model()) as (engine, _):
+            async with Front(engine, Doors(port=None, grpc_port=None)) as front:
+                await front.metrics("")
+                [thread] = [each for each in set(threading.enumerate()) - before if "metrics" in each.name]
+            thread.join(60.0)
+            assert not thread.is_alive()
+
+    asyncio.run(main())
+
+
 @pytest.fixture
 def hasty_threads() -> Iterator[None]:
     """Lets threads take turns often."""
@@ -260,9 +272,8 @@ def hasty_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("hasty_threads")
 def test_what_is_counted_meanwhile_breaks_no_scrape() -> None:
     async def main() -> None:
-        async with serving(model()) as (engine, _), Health(engine, ready_within_s=1e6) as health:
-            answered = dict[int, int]()
-            prometheus = Prometheus(engine, health, http_responses=lambda: answered)
+        answered = dict[int, int]()
+        async with exporting(model(), counts={"http_responses": lambda: answered}) as (engine, prometheus):
             metrics = engine.observe().models["m"].metrics
             for _ in range(5):
                 scraping = asyncio.create_task(scrape(prometheus))
@@ -378,8 +389,8 @@ def test_the_group_on_the_host_is_there_with_its_models() -> None:
 
 def test_devices_that_tell_of_their_memory_are_listed() -> None:
     async def main() -> None:
-        async with serving(model(), make=WithMemory) as (engine, _):
-            found = await scrape(Prometheus(engine, Health(engine)))
+        async with exporting(model(), make=WithMemory) as (_, prometheus):
+            found = await scrape(prometheus)
             assert of(found, "jaxserve_device_memory_in_use_bytes", device="3") == 10
             assert of(found, "jaxserve_device_memory_limit_bytes", device="3") == 2**37
 

@@ -5,7 +5,7 @@ served, with its own schema and an example.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.protocols.openapi import plain_paths, v2_paths
@@ -90,7 +90,6 @@ def build(
     title: str = "jaxserve",
     models: Sequence[Description] = (),
     tokens: bool = False,
-    open_paths: Collection[str] = OPEN_PATHS,
 ) -> dict[str, Any]:
     """The document, as values of which JSON is made.
 
@@ -98,8 +97,7 @@ def build(
         version: of the server.
         title: what it is called.
         models: what the engine's `describe` says of those that are served; none to leave them out of it.
-        tokens: whether callers need a bearer token.
-        open_paths: where they do not.
+        tokens: whether callers need a bearer token, but for `OPEN_PATHS`.
     """
     paths = {**v2_paths.paths(), **plain_paths.paths(models)}
     for description in models[:MOST_MODELS]:
@@ -124,7 +122,7 @@ def build(
         "tags": [{"name": name, "description": says} for name, says in _TAGS.items()],
         "paths": {
             path: {
-                method: _written(operation, path, needs_token=tokens and path not in open_paths)
+                method: _written(operation, path, needs_token=tokens and path not in OPEN_PATHS)
                 for method, operation in operations.items()
             }
             for path, operations in paths.items()

@@ -13,6 +13,7 @@ import orjson
 from aiohttp import web
 
 from jaxserve.errors import AdministrationOff, JaxserveError
+from jaxserve.protocols.embeddings import write_error
 from jaxserve.protocols.loop import write_parts
 from jaxserve.protocols.statuses import status_of
 from jaxserve.protocols.tensors import Buffer
@@ -25,9 +26,9 @@ _QUICK_BYTES = 64 * 2**10
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_answer(value: Any, *, status: int = 200) -> web.Response:
     """A value as JSON."""
-    return answer(orjson.dumps(value), JSON, status=status, headers=headers)
+    return answer(orjson.dumps(value), JSON, status=status)
 
 
 def answer(
@@ -101,10 +102,15 @@ def _date() -> bytes:
     return _dates[1]
 
 
-def error_answer(error: JaxserveError) -> web.Response:
-    """An error in the form of the Open Inference Protocol, which TensorFlow Serving's form is, too."""
+def refusal(error: JaxserveError, *, is_openai: bool) -> web.Response:
+    """An error in OpenAI's form, or in that of the Open Inference Protocol, which TensorFlow Serving's is, too."""
     status, code, headers = error_parts(error)
-    response = json_answer({"error": str(error), "code": code}, status=status, headers=headers)
+    if is_openai:
+        param = getattr(error, "details", {}).get("param")
+        body = write_error(str(error), http_status=status, code=code, param=None if param is None else str(param))
+    else:
+        body = orjson.dumps({"error": str(error), "code": code})
+    response = answer(body, JSON, status=status, headers=headers)
     if isinstance(error, Refused) and error.closes:
         response.force_close()
     return response
@@ -130,7 +136,7 @@ def request_id_of(given: str | None) -> str:
     return given if given is not None and _REQUEST_ID.fullmatch(given) else ""
 
 
-def wants_compression(accepted: str, parts: Sequence[Buffer], *, is_text: bool) -> str:
+def encoding_for(accepted: str, parts: Sequence[Buffer], *, is_text: bool) -> str:
     """The `Content-Encoding` that an answer is to have, empty for none.
 
     Who names one encoding and no other (tritonclient, where it is told to) gets it. Most clients name all that they
@@ -145,15 +151,18 @@ def wants_compression(accepted: str, parts: Sequence[Buffer], *, is_text: bool) 
     return encoding
 
 
-async def compressed(parts: Sequence[Buffer], accepted: str, *, is_text: bool) -> tuple[bytes, str]:
-    """The parts as one body, compressed if the client wants that, and its `Content-Encoding`, empty for none."""
+async def encoded_answer(
+    parts: Sequence[Buffer], content_type: str, encoding: str, *, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """The parts as one body of a type, in a `Content-Encoding` (see `encoding_for`), empty for none."""
     body = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
-    encoding = wants_compression(accepted, parts, is_text=is_text)
     if not encoding:
-        return body, ""
+        return answer(body, content_type, headers=headers)
     if len(body) <= _QUICK_BYTES:
-        return _compress(body, encoding), encoding
-    return await asyncio.to_thread(_compress, body, encoding), encoding
+        body = _compress(body, encoding)
+    else:
+        body = await asyncio.to_thread(_compress, body, encoding)
+    return answer(body, content_type, headers={**(headers or {}), "Content-Encoding": encoding})
 
 
 def _compress(body: bytes, encoding: str) -> bytes:

@@ -56,7 +56,7 @@ class Exchange:
     def __init__(
         self,
         service: Service,
-        site: "Site",
+        site: Site,
         request: web.BaseRequest,
         route: "Route",
         *,

@@ -14,10 +14,9 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import istr
 
 from jaxserve.errors import EngineStopped, JaxserveError
-from jaxserve.protocols.embeddings import write_error
 from jaxserve.server.access import Access
 from jaxserve.server.handshake import Handshake
-from jaxserve.server.http.answers import JSON, answer, error_answer, error_parts, request_id_of
+from jaxserve.server.http.answers import error_parts, refusal, request_id_of
 from jaxserve.server.http.body import Budget, Refused
 from jaxserve.server.http.connection import Connection, Connections
 from jaxserve.server.http.exchange import Exchange, Route, Site
@@ -257,16 +256,7 @@ class HttpServer:
             self._idle.set()
 
     def _refuse(self, error: JaxserveError, route: Route | None, path: str) -> web.Response:
-        if path.startswith(_OPENAI) if route is None else route.is_openai:
-            status, code, headers = error_parts(error)
-            param = getattr(error, "details", {}).get("param")
-            body = write_error(str(error), http_status=status, code=code, param=None if param is None else str(param))
-            response = answer(body, JSON, status=status, headers=headers)
-            if isinstance(error, Refused) and error.closes:
-                response.force_close()
-        else:
-            response = error_answer(error)
-        return response
+        return refusal(error, is_openai=path.startswith(_OPENAI) if route is None else route.is_openai)
 
 
 def _wrong_method(method: str, route: Route) -> Refused:

@@ -29,7 +29,7 @@ def serve_file(file: page.File) -> Handler:
 
 async def metrics(exchange: Exchange) -> web.StreamResponse:
     """GET /metrics."""
-    _check_observes(exchange)
+    exchange.identity().check_observes()
     body, content_type = await exchange.site.metrics(exchange.headers.get("Accept", ""))
     return answer(body, content_type)
 
@@ -42,7 +42,7 @@ async def openapi(exchange: Exchange) -> web.StreamResponse:
 
 async def events(exchange: Exchange) -> web.StreamResponse:
     """GET /events: what the live page shows, every second, until the client goes or the server drains."""
-    _check_observes(exchange)
+    exchange.identity().check_observes()
     feed = exchange.site.feed
     if feed.viewers >= MOST_VIEWERS:
         raise Refused(503, "too_many_viewers", f"{MOST_VIEWERS} look at the live page already; close one")
@@ -62,9 +62,3 @@ async def events(exchange: Exchange) -> web.StreamResponse:
             await feed.wait(_EVERY_S)
     await response.write_eof()
     return response
-
-
-def _check_observes(exchange: Exchange) -> None:
-    identity = exchange.identity()
-    if not identity.observe:
-        raise identity.cannot_observe()

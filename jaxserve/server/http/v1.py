@@ -10,7 +10,7 @@ from aiohttp import web
 from jaxserve.errors import InvalidInput, Unsupported
 from jaxserve.protocols import embeddings, predict
 from jaxserve.protocols.json_text import read_json
-from jaxserve.server.http.answers import JSON, answer, compressed, json_answer
+from jaxserve.server.http.answers import JSON, answer, encoded_answer, encoding_for, json_answer
 from jaxserve.server.http.exchange import Exchange
 
 _BEGAN_S = time.time()
@@ -103,8 +103,5 @@ async def _read(exchange: Exchange) -> object:
 
 
 async def _answer(exchange: Exchange, body: bytes) -> web.Response:
-    whole, encoding = await compressed([body], exchange.request.headers.get("Accept-Encoding", ""), is_text=True)
-    fields = {"Vary": "Accept-Encoding"}
-    if encoding:
-        fields["Content-Encoding"] = encoding
-    return answer(whole, JSON, headers=fields)
+    encoding = encoding_for(exchange.request.headers.get("Accept-Encoding", ""), [body], is_text=True)
+    return await encoded_answer([body], JSON, encoding, headers={"Vary": "Accept-Encoding"})

@@ -12,11 +12,10 @@ from jaxserve.server.http.answers import (
     JSON,
     OCTETS,
     Quick,
-    answer,
-    compressed,
+    encoded_answer,
+    encoding_for,
     json_answer,
     request_id_of,
-    wants_compression,
 )
 from jaxserve.server.http.exchange import Exchange
 from jaxserve.server.v2_forms import LOG_SETTINGS, MODEL_VERSION, TRACE_SETTINGS
@@ -58,18 +57,15 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
         tenant=asked.tenant,
     )
     parts, json_bytes = write_infer(asked, outputs, model=route.model, version=MODEL_VERSION)
-    accepted = headers.get(_ACCEPT_ENCODING, "")
-    if request.version == HttpVersion11 and not wants_compression(accepted, parts, is_text=json_bytes is None):
+    encoding = encoding_for(headers.get(_ACCEPT_ENCODING, ""), parts, is_text=json_bytes is None)
+    if request.version == HttpVersion11 and not encoding:
         id = exchange.request_id.encode()
         quick = Quick(parts, _JSON_FIELDS % id if json_bytes is None else _BINARY_FIELDS % (id, json_bytes))
         return cast(web.StreamResponse, quick)
-    fields: dict[str, str] = {}
-    whole, encoding = await compressed(parts, accepted, is_text=json_bytes is None)
-    if encoding:
-        fields["Content-Encoding"] = encoding
+    response = await encoded_answer(parts, JSON if json_bytes is None else OCTETS, encoding)
     if json_bytes is not None:
-        fields[_LENGTH] = str(json_bytes)
-    return answer(whole, JSON if json_bytes is None else OCTETS, headers=fields)
+        response.headers[_LENGTH] = str(json_bytes)
+    return response
 
 
 def _json_bytes(length: str) -> int:
@@ -123,8 +119,7 @@ async def model_config(exchange: Exchange) -> web.StreamResponse:
 async def statistics(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/models/stats and /v2/models/{model}[/versions/{version}]/stats."""
     identity, route = exchange.identity(), exchange.route
-    if not identity.observe:
-        raise identity.cannot_observe()
+    identity.check_observes()
     return json_answer(exchange.service.statistics(route.model, route.version, identity=identity))
 
 
