@@ -33,10 +33,10 @@ takes as long as one of eight, and the seats that are free in it would count for
 room for few batches.
 
 Several who always want more get parts by weight, though always one place. With ROOM of 1, one leaves half of the slack
-to others, for these come in bursts: two batches deep, one who asks for a tenth of what is served has at least 98 % of it, and
-one who asks for a third 91 to 97 %, beside one who asks for ten times what is served. Who is alone fills ALONE_ROOM /
-(ALONE_ROOM + 1) of it, so there is room for the first of another tenant. The parts of the queue are the parts of the
-throughput. Of the places in a queue (`max_queue`), the same holds.
+to others, for these come in bursts: two batches deep, one who asks for a tenth of what is served has at least 98 % of
+it, and one who asks for a third 91 to 97 %, beside one who asks for ten times what is served. Who is alone fills
+ALONE_ROOM / (ALONE_ROOM + 1) of it, so there is room for the first of another tenant. The parts of the queue are the
+parts of the throughput. Of the places in a queue (`max_queue`), the same holds.
 """
 
 import dataclasses
