@@ -149,7 +149,7 @@ class NoSite:
         """None."""
         return b"", "text/plain"
 
-    def openapi(self) -> dict[str, Any]:
+    def openapi(self, models: Sequence[str]) -> dict[str, Any]:
         """Empty."""
         return {}
 

@@ -809,6 +809,8 @@ class Engine:
                 pending.job.abandoned = True
             if pending.preparation is not None:
                 pending.preparation.cancel()  # where its turn in the pool has not come, it is not done
+            if not isinstance(result, InvalidInput):
+                pending.metrics.unserved_s += self._clock() - pending.arrival_s
         if pending.timeline is not None:
             self._fill(pending.timeline, pending)
         self._idle.set()

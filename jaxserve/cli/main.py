@@ -40,7 +40,9 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] in _SLOW_TO_IMPORT and not {"-h", "--help"} & set(args):
+        # What `serve` writes where nobody looks is a log, perhaps in JSON.
+        is_log = args[:1] == ["serve"] and not sys.stderr.isatty()
+        if args and args[0] in _SLOW_TO_IMPORT and not is_log and not {"-h", "--help"} & set(args):
             print("starting ...", file=sys.stderr, flush=True)  # noqa: T201
         return super().resolve_command(ctx, args)
 

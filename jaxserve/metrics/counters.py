@@ -42,6 +42,7 @@ class ModelMetrics:
         rows: of the batches.
         computed, compute_s: requests that ran to the end of the last stage, and seconds that they were there, summed.
         output_s: seconds from the end of the last stage to the answer, of those served, summed.
+        unserved_s: seconds from arrival to the end, of those that were not served, summed.
         volume, padding: elements of the batches' buckets, and how many of these were padding.
         batch_times: by rows of the batch.
         rows_served: rows of those served.
@@ -67,6 +68,7 @@ class ModelMetrics:
     computed: int = 0
     compute_s: float = 0.0
     output_s: float = 0.0
+    unserved_s: float = 0.0
     volume: int = 0
     padding: int = 0
     batch_times: dict[int, BatchTimes] = dataclasses.field(default_factory=dict[int, BatchTimes])

@@ -7,6 +7,7 @@ with a single character that needs four bytes) or half a second (an object of a 
 """
 
 import json
+import math
 from typing import Any
 
 import orjson
@@ -66,15 +67,20 @@ def _read_with_words(text: bytes, refusal: orjson.JSONDecodeError, *, what: str)
     """Reads a second time what orjson refused, if that may be for the words that it does not know."""
     if b"NaN" in text or b"Infinity" in text:
         try:
-            value = json.loads(text.decode())
-            orjson.dumps(
-                value
-            )  # refuses what only the more lenient reader took: lone surrogates, and numbers too large
+            value = json.loads(text.decode(), parse_float=_finite)
+            orjson.dumps(value)  # refuses what only the more lenient reader took: lone surrogates, integers too large
         except (ValueError, RecursionError, TypeError):
             pass
         else:
             return value
     raise InvalidInput(f"{what} is not JSON: {refusal}") from None
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):  # the words for that are read elsewhere
+        raise ValueError(number)
+    return value
 
 
 def _check_depth(value: Any, max_depth: int, *, what: str) -> None:

@@ -86,7 +86,7 @@ class Feed:
                 "version": VERSION,
                 "uptime_s": status["uptime_s"],
                 "ready": self._health.is_ready(),
-                "accepting": status["accepting"],
+                "accepting": status["accepting"] and not self._health.is_draining,
                 "in_flight": status["in_flight"],
                 "addresses": list(self._addresses()),
             },

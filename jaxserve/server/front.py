@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -162,9 +162,10 @@ class Front:
         """See `Site`."""
         return await self._prometheus.exposition(accepted)
 
-    def openapi(self) -> dict[str, Any]:
+    def openapi(self, models: Sequence[str]) -> dict[str, Any]:
         """See `Site`."""
-        return openapi.build(version=VERSION, models=self._engine.describe(), tokens=self._needs_tokens)
+        shown = [each for each in self._engine.describe() if each["name"] in models]
+        return openapi.build(version=VERSION, models=shown, tokens=self._needs_tokens)
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -186,7 +187,6 @@ class Front:
         What is still in flight then is answered with `EngineStopped`. May be called again, with less patience.
         """
         self.health.drain()
-        self.feed.end()
         async with asyncio.TaskGroup() as tasks:
             for server in self.servers.values():
                 tasks.create_task(server.drain(grace_s))

@@ -74,6 +74,11 @@ class Health:
                         self._answer_came.clear()
                         await self._answer_came.wait()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing new is taken any more."""
+        return self._draining
+
     def drain(self) -> None:
         """From now on nothing is ready."""
         self._draining = True

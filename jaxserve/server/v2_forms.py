@@ -116,7 +116,7 @@ def model_statistics(name: str, model: ModelObservation, *, last_inference_ms: i
         "execution_count": metrics.batches,
         "inference_stats": {
             "success": _duration(metrics.served, metrics.latency.sum),
-            "fail": _duration(failed, 0.0),
+            "fail": _duration(failed, metrics.unserved_s),
             "queue": _duration(metrics.computed, metrics.queue.sum),
             "compute_input": _duration(metrics.computed, metrics.preparation.sum),
             "compute_infer": _duration(metrics.computed, metrics.compute_s),

@@ -140,6 +140,7 @@ def test_every_outcome_is_counted_as_what_it_is_and_attainment_forgets() -> None
             assert counted.refusals == {RefuseReason.LATE: 1, RefuseReason.DOWN: 1}
             assert (counted.latency.count, counted.error.count, counted.queue.count) == (1, 1, 4)
             assert (counted.batches, counted.computed) == (4, 1)
+            assert counted.unserved_s == pytest.approx(2.0 + 1.0 + 0.5)  # expired, raised, lost
             assert (group.healthy, group.queue, group.in_flight, observed.in_flight) == (False, 0, 0, 0)
             assert group.metrics.busy_until(observed.now_s) == [1.0 + 10.0 + 1.0 + 0.5, 0.5]
             assert attainment(observed) == [1 / 6, 1 / 6, 1 / 6]

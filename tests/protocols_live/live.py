@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -274,5 +274,5 @@ class _Site:
     async def metrics(self, accepted: str) -> tuple[bytes, str]:
         return b"", "text/plain"
 
-    def openapi(self) -> dict[str, Any]:
+    def openapi(self, models: Sequence[str]) -> dict[str, Any]:
         return {"openapi": "3.1.0"}

@@ -55,7 +55,7 @@ async def serving(
         async def metrics(accepted: str) -> tuple[bytes, str]:
             return b"# nothing\n", "text/plain"
 
-        site = SimpleNamespace(feed=Feed(engine, health), metrics=metrics, openapi=dict)
+        site = SimpleNamespace(feed=Feed(engine, health), metrics=metrics, openapi=lambda models: {"models": models})
         async with HttpServer(service, site, tls=tls) as server:
             yield server
         assert server.in_flight == 0
@@ -218,6 +218,65 @@ def test_events_come_until_the_server_ends():
                 await server.drain(5.0)
                 await response.read()  # it ends
             assert response.content.at_eof()
+
+    live(test)
+
+
+def test_events_go_on_until_what_is_in_flight_is_done():
+    async def test() -> None:
+        waiting = Waiting()
+        async with aiohttp.ClientSession() as session, serving(waiting.model) as server:
+            response = await session.get(f"http://127.0.0.1:{server.port}/events")
+            waiting.held = True
+            running = asyncio.create_task(call(server, "POST", "/v2/models/waits/infer", json=X))
+            await waiting.begun.wait()
+            server._service.health.drain()  # as `Front.drain` does
+            draining = asyncio.create_task(server.drain(30.0))
+            shown: dict[str, Any] = {"accepting": True}
+            while shown["accepting"]:
+                line = await response.content.readline()
+                assert line, "the events ended"
+                if line.startswith(b"data: "):
+                    shown = json.loads(line.removeprefix(b"data: "))["server"]
+            assert (shown["ready"], shown["in_flight"]) == (False, 1)
+            waiting.go_on()
+            assert (await running)[0] == 200
+            await draining
+            await response.read()  # it ends
+
+    live(test)
+
+
+def test_events_end_for_whose_token_is_taken_away(tmp_path: Path):
+    def token(name: str) -> str:
+        return f'[[tokens]]\nname = "{name}"\ninfer = ["*"]\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n'
+
+    path = tmp_path / "tokens.toml"
+    path.write_text(token("one") + token("two"))
+    path.chmod(0o600)
+    access = Access.from_file(path)
+
+    async def test() -> None:
+        async with aiohttp.ClientSession() as session, serving(access=access) as server:
+            url, headers = f"http://127.0.0.1:{server.port}/events", {"Authorization": "Bearer two"}
+            response = await session.get(url, headers=headers)
+            assert await response.content.readline() == b"event: snapshot\n"
+            path.write_text(token("one"))
+            access.reload()
+            await response.read()  # it ends
+            assert (await call(server, "GET", "/events", headers=headers))[0] == 401
+
+    live(test)
+
+
+def test_the_openapi_document_has_the_models_that_a_token_may_use():
+    access = Access([Identity(name="user", digest=hashlib.sha256(b"user").digest(), infer=("add*",))])
+    other = Model.from_function("other", lambda x: x, inputs=ADD_ONE.inputs, on_host=True)
+
+    async def test() -> None:
+        async with serving(ADD_ONE, other, access=access) as server:
+            _, document, _ = await call(server, "GET", "/openapi.json", headers={"Authorization": "Bearer user"})
+            assert document == {"models": ["add one"]}
 
     live(test)
 

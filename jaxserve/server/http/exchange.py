@@ -1,7 +1,7 @@
 """One request and what is known of it; the answer is what its handler returns."""
 
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from aiohttp import web
@@ -34,8 +34,8 @@ class Site(Protocol):
         """The metrics in a form that is accepted, and its content type."""
         ...
 
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
+    def openapi(self, models: Sequence[str]) -> dict[str, Any]:
+        """The OpenAPI document, with these models."""
         ...
 
 

@@ -164,13 +164,13 @@ class HttpServer:
         self._draining = True
         for handshake in tuple(self._handshakes):
             handshake.abort()
-        self._site.feed.end()
         self._close_listeners()
         self._connections.close_idle()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await self._until_idle()
+                await self._until_idle(but_viewers=True)
         self._service.stop_in_flight("http")
+        self._site.feed.end()  # who looks at the live page has seen the rest finish
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):  # for those answers to be taken
                 await self._until_idle()
@@ -183,8 +183,8 @@ class HttpServer:
             self._look = None
         await self._stop_listening()
 
-    async def _until_idle(self) -> None:
-        while self._handling:
+    async def _until_idle(self, *, but_viewers: bool = False) -> None:
+        while self._handling > (self._site.feed.viewers if but_viewers else 0):
             self._idle.clear()
             await self._idle.wait()
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import orjson
 from aiohttp import web
 
+from jaxserve.errors import PermissionDenied, Unauthenticated
 from jaxserve.server import page
 from jaxserve.server.http.answers import answer, json_answer
 from jaxserve.server.http.body import Refused
@@ -36,8 +37,8 @@ async def metrics(exchange: Exchange) -> web.StreamResponse:
 
 async def openapi(exchange: Exchange) -> web.StreamResponse:
     """GET /openapi.json."""
-    exchange.identity()
-    return json_answer(exchange.site.openapi())
+    visible = exchange.service.visible(exchange.identity())
+    return json_answer(exchange.site.openapi(visible))
 
 
 async def events(exchange: Exchange) -> web.StreamResponse:
@@ -56,9 +57,18 @@ async def events(exchange: Exchange) -> web.StreamResponse:
     response.force_close()  # nothing can follow on this connection
     await response.prepare(exchange.request)
     with feed.viewing():
-        while not feed.is_over:
+        while not feed.is_over and _may_look(exchange):
             snapshot = orjson.dumps(feed.snapshot())
             await response.write(b"event: snapshot\ndata: " + snapshot + b"\n\n")
             await feed.wait(_EVERY_S)
     await response.write_eof()
     return response
+
+
+def _may_look(exchange: Exchange) -> bool:
+    """Whether the client still may, whose token may have been taken away."""
+    try:
+        exchange.identity().check_observes()
+    except (PermissionDenied, Unauthenticated):
+        return False
+    return True
