@@ -204,7 +204,7 @@ async def until_stopped(
     signals.ready(at_once=lambda: front.drain(0.0))
     await signals.asked()
     if grace_s < math.inf:
-        leave_within(grace_s + _LAST_S)
+        leave_within(grace_s + _LAST_S, tell)
     if notifier is not None:
         notifier.stopping()
     tell(f"draining: {front.in_flight} requests in flight")

@@ -57,11 +57,11 @@ class StopSignals:
             self._task.cancel()
 
 
-def leave_within(seconds: float) -> None:
+def leave_within(seconds: float, tell: Callable[[str], None]) -> None:
     """Ends the process after so long, if it has not ended by then: no thread can interrupt a model that hangs."""
 
     def leave() -> None:
-        say("stopped, though a model still runs")
+        tell("stopped, though a model still runs")
         os._exit(1)
 
     timer = threading.Timer(seconds, leave)

@@ -222,6 +222,23 @@ def test_events_come_until_the_server_ends():
     live(test)
 
 
+def test_nothing_follows_a_request_that_would_upgrade():
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n%b\r\n"
+
+    async def test() -> None:
+        async with serving() as server:
+            for protocol in (b"h2c", b"websocket", b"other"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(ask % b"Connection: Upgrade\r\nUpgrade: %b\r\n" % protocol + ask % b"")
+                answers = await reader.read()  # to the end
+                assert answers.startswith(b"HTTP/1.1 200 OK")
+                assert answers.count(b"HTTP/1.1 200 OK") == 1
+                assert b"Connection: close" in answers
+                writer.close()
+
+    live(test)
+
+
 def test_events_go_on_until_what_is_in_flight_is_done():
     async def test() -> None:
         waiting = Waiting()

@@ -28,6 +28,7 @@ from jaxserve.server.unix import UnixSocket
 
 _log = logging.getLogger("jaxserve.http")
 _REQUEST_ID = istr("X-Request-Id")
+_UPGRADE = istr("Upgrade")
 _BACKLOG = 1024
 _VERSIONS = (HttpVersion10, HttpVersion11)
 _LOOK_EVERY_S = 1.0
@@ -242,7 +243,7 @@ class HttpServer:
                     _log.exception("a request failed", extra={"request_id": request_id, "path": request.raw_path[:200]})
                     failed = JaxserveError("the server failed for a reason that is its own; its log says more")
                     response = self._refuse(failed, route, request.raw_path)
-            if self._draining:
+            if self._draining or _UPGRADE in request.headers:  # aiohttp may lose what came right behind one
                 response.force_close()
             if not response.prepared:
                 response.headers["X-Request-Id"] = request_id if exchange is None else exchange.request_id
