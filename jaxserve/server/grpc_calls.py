@@ -204,5 +204,11 @@ def _tell(error: JaxserveError, name: str, context: Any) -> None:
     """Logs a call that was refused before it was one of a model."""
     code = status_of(error).code
     level = logging.WARNING if isinstance(error, Unauthenticated | PermissionDenied) else logging.INFO
-    extra = {"method": name, "client": _host_of(context.peer()), "why": str(error)[:500]}
+    request_id = next((value for key, value in context.invocation_metadata() if key == "x-request-id"), "")
+    extra = {
+        "method": name,
+        "client": _host_of(context.peer()),
+        "request_id": request_id[:LONGEST_REQUEST_ID],
+        "why": str(error)[:500],
+    }
     _log.log(level, f"call refused: {code}", extra=extra)
