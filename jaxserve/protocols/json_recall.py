@@ -37,6 +37,11 @@ def split_id(text: bytes) -> tuple[str, bytes | None]:
     return "", text[1:] if text.startswith(b"{") else None
 
 
+def first_id(body: bytes | bytearray) -> str:
+    """The id with which a body starts that could not be read, so that its client finds its own again; else nothing."""
+    return split_id(bytes(body[: len(_ID_FIRST) + 4 * LONGEST_ID + 2]))[0]
+
+
 class Parts(NamedTuple):
     """A body in JSON, taken apart.
 

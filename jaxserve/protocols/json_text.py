@@ -8,6 +8,7 @@ with a single character that needs four bytes) or half a second (an object of a 
 
 import json
 import math
+import re
 from typing import Any
 
 import orjson
@@ -20,6 +21,8 @@ MAX_ELEMENTS = 2**20
 ELEMENTS_PER_CONTAINER = 8
 """Lists and objects may be this many times fewer than elements: they are what takes memory and time."""
 _SMALL_BYTES = 16 * 2**10
+_CHECKED_BYTES = 2**20
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"(\s*:)?', re.DOTALL)
 MAX_DEPTH = 64
 """The most lists and objects that may stand inside one another, unless said otherwise."""
 
@@ -29,10 +32,11 @@ def read_json(
 ) -> Any:
     """The value of a JSON text, which may have the words NaN, Infinity and -Infinity among its numbers.
 
-    Of members of one name in one object the last one counts.
+    Of members of one name in one object the last one counts where the text is longer than a megabyte; shorter ones must
+    not have any.
 
     Raises:
-        InvalidInput: it is no JSON, or it has more elements or levels than are allowed.
+        InvalidInput: it is no JSON, it has more elements or levels than are allowed, or a name twice.
     """
     if type(text) is not bytes:
         text = bytes(text)
@@ -53,7 +57,41 @@ def read_json(
         value = _read_with_words(text, error, what=what)
     if containers > max_depth:
         _check_depth(value, max_depth, what=what)
+    if len(text) <= _CHECKED_BYTES:
+        _check_names(text, value, what=what)
     return value
+
+
+def _check_names(text: bytes, value: Any, *, what: str) -> None:
+    """Looks whether an object has a name twice: then the text has more names than the value."""
+    strings = _STRINGS.findall(text)
+    if len(strings) - strings.count(b"") > _members(value, text.count(b"{")):
+        json.loads(text.decode(), object_pairs_hook=lambda pairs: _without_twice(pairs, what=what))
+
+
+def _members(value: Any, objects: int) -> int:
+    """How many members the objects in a value have together, of which there are so many at most."""
+    members = 0
+    level: list[Any] = [value]
+    while level and objects:
+        below: list[Any] = []
+        for item in level:
+            if type(item) is dict:
+                members += len(item)
+                objects -= 1
+                below += item.values()
+            elif type(item) is list:
+                below += item
+        level = below
+    return members
+
+
+def _without_twice(pairs: list[tuple[str, Any]], *, what: str) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise InvalidInput(f"{what} has the name {name!r:.80} twice in one object; say it once")
+        seen.add(name)
 
 
 def _containers(text: bytes) -> int:

@@ -43,6 +43,7 @@ class Reading(Collector):
         connections: by protocol.
         connections_refused: by protocol.
         http_responses: by status.
+        turned_away: by protocol and code.
     """
 
     observed: Observation
@@ -54,6 +55,7 @@ class Reading(Collector):
     connections: Rows
     connections_refused: Rows
     http_responses: Rows
+    turned_away: Rows
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
@@ -200,6 +202,12 @@ class Reading(Collector):
         yield _gauge("jaxserve_build_info", "Versions", ("version", "jax_version"), [(_BUILD, 1)])
         yield _counter(
             "jaxserve_http_responses_total", "Answers to HTTP requests, by status", ("code",), self.http_responses
+        )
+        yield _counter(
+            "jaxserve_turned_away_requests_total",
+            "Requests that were refused before a model was asked, by the error's code",
+            ("protocol", "code"),
+            self.turned_away,
         )
         yield _gauge("jaxserve_connections", "Connections that are open", ("protocol",), self.connections)
         yield _counter(

@@ -140,6 +140,7 @@ class Front:
                 if not isinstance(server, GrpcServer)
             },
             http_responses=lambda: {} if self.http is None else self.http.answered,
+            turned_away=lambda: self.service.turned_away,
         )
 
     @property

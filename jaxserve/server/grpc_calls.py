@@ -175,7 +175,7 @@ def text_of(error: JaxserveError) -> str:
 
 
 def guarded(
-    name: str, method: Callable[[Any], Awaitable[bytes | None]]
+    name: str, method: Callable[[Any], Awaitable[bytes | None]], service: Service
 ) -> Callable[[Any, Any], Awaitable[bytes | None]]:
     """What gRPC calls in place of a method: it takes the context, and every error becomes a status."""
 
@@ -184,6 +184,7 @@ def guarded(
             return await method(context)
         except JaxserveError as error:
             if not error.is_told:
+                service.turned_away["grpc", status_of(error).code] += 1
                 _tell(error, name, context)
             await refuse(context, error)
         except grpc.aio.AbortError:

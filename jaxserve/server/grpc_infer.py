@@ -16,6 +16,7 @@ from jaxserve.protocols.open_inference_grpc import (
     write_stream_answer,
     write_stream_error,
 )
+from jaxserve.protocols.statuses import status_of
 from jaxserve.server.grpc_calls import END, FAILED, Call, Reading, log_failure, text_of
 from jaxserve.server.identity import Identity
 from jaxserve.server.seam import Outputs
@@ -163,6 +164,8 @@ class Inference:
             outputs = await self._run(call, call.identity(), received, len(data))
             return write_stream_answer(received.request, outputs, model=received.model, version=MODEL_VERSION)
         except JaxserveError as error:
+            if not error.is_told:
+                self._service.turned_away["grpc", status_of(error).code] += 1
             return write_stream_error(text_of(error), **about(data))
         except Exception:
             log_failure("ModelStreamInfer")

@@ -55,9 +55,11 @@ class Methods:
             "CudaSharedMemoryUnregister": self._no_shared_memory,
         }
         inference = {name: self._plain(INFERENCE, name, method) for name, method in plain.items()}
-        inference["ModelInfer"] = grpc.stream_unary_rpc_method_handler(guarded("ModelInfer", self._inference.infer))
+        inference["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
+            guarded("ModelInfer", self._inference.infer, self._service)
+        )
         inference["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            guarded("ModelStreamInfer", self._inference.stream)
+            guarded("ModelStreamInfer", self._inference.stream, self._service)
         )
         health = {"Check": self._plain(HEALTH, "Check", self._check)}
         return [
@@ -89,7 +91,7 @@ class Methods:
                 raise InvalidInput(f"the message is not a {described.input_type.name}") from None
             return from_plain(await method(call, message), response_class).SerializeToString()
 
-        return grpc.stream_unary_rpc_method_handler(guarded(name, serve))
+        return grpc.stream_unary_rpc_method_handler(guarded(name, serve, self._service))
 
     # Health, for everybody
 

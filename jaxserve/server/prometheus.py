@@ -38,6 +38,7 @@ class Prometheus(Collector):
         connections: open connections by protocol, such as `{"http": 3}`.
         connections_refused: those that were closed at once, because there were too many, by protocol.
         http_responses: answers by status.
+        turned_away: requests that no engine has seen, by protocol and code.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Prometheus(Collector):
         connections: Callable[[], Mapping[str, int]] = dict,
         connections_refused: Callable[[], Mapping[str, int]] = dict,
         http_responses: Callable[[], Mapping[int, int]] = dict,
+        turned_away: Callable[[], Mapping[tuple[str, str], int]] = dict,
     ) -> None:
         self._engine = engine
         self._health = health
         self._connections = connections
         self._connections_refused = connections_refused
         self._http_responses = http_responses
+        self._turned_away = turned_away
         # A thread of its own: scrapes come one after another, even where the scraper of one has gone.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-metrics")
 
@@ -100,6 +103,7 @@ class Prometheus(Collector):
             connections=[((protocol,), count) for protocol, count in self._connections().items()],
             connections_refused=[((protocol,), count) for protocol, count in self._connections_refused().items()],
             http_responses=[((str(code),), count) for code, count in sorted(self._http_responses().items())],
+            turned_away=sorted(self._turned_away().items()),
         )
 
 

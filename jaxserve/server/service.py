@@ -10,6 +10,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,6 +96,8 @@ class Service:
         self._administering = asyncio.Lock()
         self._busy: dict[str, str] = {}  # models that are being loaded or unloaded
         self._wrong: dict[str, str] = {}  # models that could not be loaded
+        self.turned_away: Counter[tuple[str, str]] = Counter()
+        """Requests that no engine has seen, by protocol and the error's code."""
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
 
@@ -139,7 +142,7 @@ class Service:
         """
         if not identity.may_infer(model):
             error = identity.cannot_infer(model)
-            self._tell(error, model, request_id, protocol, identity)
+            self._turn_away(error, model, request_id, protocol, identity)
             raise error
         who = identity.name or client
         if self._in_flight.get(who, 0) >= self.limits.max_in_flight_per_client:
@@ -148,11 +151,11 @@ class Service:
                 f"answers before sending more",
                 retry_after_s=1.0,
             )
-            self._tell(error, model, request_id, protocol, identity)
+            self._turn_away(error, model, request_id, protocol, identity)
             raise error
         if version and version != v2_forms.MODEL_VERSION:
             error = _no_version(model, version)
-            self._tell(error, model, request_id, protocol, identity)
+            self._turn_away(error, model, request_id, protocol, identity)
             raise error
         timeline = Timeline() if self._logs_requests or self._tracing.is_on else None
         answer = _Answer()
@@ -187,6 +190,7 @@ class Service:
         if isinstance(result, InferenceError):
             if isinstance(result, ModelNotFound):
                 result = self._no_model(model, identity)
+                self.turned_away[protocol, result.code] += 1
             self._tell(result, model, request_id, protocol, identity)
             raise result
         return result
@@ -225,6 +229,10 @@ class Service:
                     "seconds": round(timeline.settled_s - timeline.arrival_s, 6),
                 },
             )
+
+    def _turn_away(self, error: InferenceError, model: str, request_id: str, protocol: str, identity: Identity) -> None:
+        self.turned_away[protocol, error.code] += 1
+        self._tell(error, model, request_id, protocol, identity)
 
     def _tell(self, error: InferenceError, model: str, request_id: str, protocol: str, identity: Identity) -> None:
         """Logs a request that was not served; what a model has raised, with all that it says of itself."""

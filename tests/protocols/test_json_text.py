@@ -21,6 +21,11 @@ def test_what_json_writes_is_read(value):
     assert repr(read_json(text)) == repr(json.loads(text))
 
 
+def test_a_name_may_be_in_many_objects_and_in_strings():
+    value = {"a": [{"a": 1, "b": '"a":'}, {"a": 2, '"': ":", "\\": '\\"a": 3'}], "b": "a"}
+    assert read_json(json.dumps(value).encode()) == value
+
+
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 def test_any_buffer_will_do(buffer):
     assert read_json(buffer(b'{"a":[1]}')) == {"a": [1]}
@@ -46,6 +51,9 @@ def test_the_words_that_json_lacks_are_numbers():
         (b"[NaN,1e400]", "it is not JSON"),
         (b"[NaN," + b"1" * 5000 + b"]", "it is not JSON"),
         (b"\xff\xfe[\x00N\x00a\x00N\x00]\x00", "it is not JSON"),
+        (b'{"a":1,"b":{"a":2,"c":3,"a":4}}', "it has the name 'a' twice in one object"),
+        (b'{"a\\u0062":1,"ab":2}', "it has the name 'ab' twice in one object"),
+        (b'[NaN,{"a":1,"a":1}]', "it has the name 'a' twice in one object"),
         (b"[" * 2000 + b"NaN" + b"]" * 2000, "it is not JSON"),
         (b"[" * 65 + b"]" * 65, "it has more than 64 lists and objects inside one another"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "it has more than 64 lists and objects inside one another"),

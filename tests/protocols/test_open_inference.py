@@ -141,10 +141,8 @@ def test_outputs_are_raw_where_the_request_says_so_of_all():
     [
         b'{"id":"a","inputs":[%b]}',
         b'{"inputs":[%b],"id":"a"}',
-        b'{"id":"b","inputs":[%b],"id":"a"}',
         b'{"id":"\\u0061","inputs":[%b]}',
         b'{ "id": "a", "inputs":[%b]}',
-        b'{"id":"b","inputs":[%b],"\\u0069d":"a"}',
         b'{"id":"a" ,"inputs":[%b]}',
     ],
 )
@@ -154,6 +152,14 @@ def test_the_id_may_stand_anywhere(text):
             request = read(text % orjson.dumps(entry), *([data] if data else []))
             assert request.id == "a"
             np.testing.assert_array_equal(request.inputs["x"], X)
+
+
+@pytest.mark.parametrize("text", [b'{"id":"b","inputs":[%b],"id":"a"}', b'{"id":"b","inputs":[%b],"\\u0069d":"a"}'])
+def test_there_is_one_id(text):
+    assert read(b'{"id":"b","inputs":[%b]}' % orjson.dumps(FLAT)).id == "b"
+    for _ in range(3):
+        with pytest.raises(InvalidInput, match="the name 'id' twice"):
+            read(text % orjson.dumps(FLAT))
 
 
 def test_requests_that_differ_in_their_id_alone_are_remembered_as_one():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class FakeService:
         self.cancelled = 0
         self.running = 0
         self.stopped = False
+        self.turned_away: Counter[tuple[str, str]] = Counter()
         self.release = asyncio.Event()
         self.changed = asyncio.Event()
 

@@ -85,6 +85,7 @@ def families() -> Mapping[str, Metric]:
             "connections": lambda: {"http": 1},
             "connections_refused": lambda: {"http": 1},
             "http_responses": lambda: {200: 1},
+            "turned_away": lambda: {("http", "bad_request"): 1},
         }
         async with exporting(model(), counts=counts, make=WithMemory) as (engine, prometheus):
             await some_requests(engine)

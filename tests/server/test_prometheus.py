@@ -38,6 +38,7 @@ def test_a_scrape_tells_what_was_counted() -> None:
             "connections": lambda: {"http": 3, "native": 1},
             "connections_refused": lambda: {"http": 2},
             "http_responses": lambda: {200: 7, 429: 1},
+            "turned_away": lambda: {("grpc", "unauthenticated"): 4},
         }
         async with exporting(model(), model("n"), counts=counts) as (engine, prometheus):
             begin_s = engine.now_s()
@@ -82,6 +83,7 @@ def test_a_scrape_tells_what_was_counted() -> None:
             assert of(found, "jaxserve_connections", protocol="http") == 3
             assert of(found, "jaxserve_connections_refused_total", protocol="http") == 2
             assert of(found, "jaxserve_http_responses_total", code="429") == 1
+            assert of(found, "jaxserve_turned_away_requests_total", protocol="grpc", code="unauthenticated") == 4
             versions = {"version": version("jaxserve"), "jax_version": version("jax")}
             assert of(found, "jaxserve_build_info", **versions) == 1
             assert of(found, "process_resident_memory_bytes") > 0

@@ -23,6 +23,7 @@ JSON = "application/json"
 OCTETS = "application/octet-stream"
 _WORTH_IT_BYTES = 4 * 2**10
 _QUICK_BYTES = 64 * 2**10
+_NO_WEIGHT = re.compile(r"q\s*=\s*0(\.0*)?")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -144,11 +145,21 @@ def encoding_for(accepted: str, parts: Sequence[Buffer], *, is_text: bool) -> st
     """
     if not accepted:
         return ""
-    names = [name.strip().lower() for name in accepted.split(",")]
+    names = accepted_encodings(accepted)
     encoding = next((name for name in ("gzip", "deflate") if name in names), "")
     if len(names) > 1 and (not is_text or sum(map(len, parts)) < _WORTH_IT_BYTES):
         return ""
     return encoding
+
+
+def accepted_encodings(accepted: str) -> list[str]:
+    """The encodings that a header `Accept-Encoding` names, but for those that it refuses [RFC 9110, 12.5.3]."""
+    found: list[str] = []
+    for item in accepted.lower().split(","):
+        name, _, weight = item.partition(";")
+        if not _NO_WEIGHT.fullmatch(weight.strip()):
+            found.append(name.strip())
+    return found
 
 
 async def encoded_answer(

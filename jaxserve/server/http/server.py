@@ -100,8 +100,8 @@ class HttpServer:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered."""
-        return self._handling
+        """Requests that are being answered, but for those who look at the live page."""
+        return self._handling - self._site.feed.viewers
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -185,7 +185,7 @@ class HttpServer:
         await self._stop_listening()
 
     async def _until_idle(self, *, but_viewers: bool = False) -> None:
-        while self._handling > (self._site.feed.viewers if but_viewers else 0):
+        while self.in_flight if but_viewers else self._handling:
             self._idle.clear()
             await self._idle.wait()
 
@@ -236,7 +236,8 @@ class HttpServer:
                 except JaxserveError as error:
                     response = self._refuse(error, route, request.raw_path)
                     if not error.is_told:
-                        _tell(error, response.status, request, request_id)
+                        self._service.turned_away["http", error_parts(error)[1]] += 1
+                        _tell(error, response.status, request, exchange.request_id if exchange else request_id)
                 except ConnectionError:
                     raise
                 except Exception:

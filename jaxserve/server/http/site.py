@@ -7,7 +7,7 @@ from aiohttp import web
 
 from jaxserve.errors import PermissionDenied, Unauthenticated
 from jaxserve.server import page
-from jaxserve.server.http.answers import answer, json_answer
+from jaxserve.server.http.answers import accepted_encodings, answer, json_answer
 from jaxserve.server.http.body import Refused
 from jaxserve.server.http.exchange import Exchange, Handler
 
@@ -21,7 +21,7 @@ def serve_file(file: page.File) -> Handler:
     """Serves a file of the live page. It holds no data, so that whoever has no token yet may see it."""
 
     async def serve(exchange: Exchange) -> web.StreamResponse:
-        if "gzip" in exchange.headers.get("Accept-Encoding", ""):
+        if "gzip" in accepted_encodings(exchange.headers.get("Accept-Encoding", "")):
             return answer(file.gzipped, file.content_type, headers={**page.HEADERS, "Content-Encoding": "gzip"})
         return answer(file.body, file.content_type, headers=page.HEADERS)
 

@@ -6,6 +6,7 @@ from aiohttp import HttpVersion11, web
 from multidict import istr
 
 from jaxserve.errors import InvalidInput, ModelNotFound, Unsupported
+from jaxserve.protocols.json_recall import first_id
 from jaxserve.protocols.json_text import read_json
 from jaxserve.protocols.open_inference import check_outputs, read_infer, write_infer
 from jaxserve.server.http.answers import (
@@ -36,13 +37,18 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
     limits, request, route = exchange.service.limits, exchange.request, exchange.route
     headers = request.headers
     length = headers.get(_LENGTH)
-    asked = read_infer(
-        body,
-        None if length is None else _json_bytes(length),
-        max_tensors=limits.max_tensors,
-        max_json_elements=limits.max_json_elements,
-        max_json_depth=limits.max_json_depth,
-    )
+    try:
+        asked = read_infer(
+            body,
+            None if length is None else _json_bytes(length),
+            max_tensors=limits.max_tensors,
+            max_json_elements=limits.max_json_elements,
+            max_json_depth=limits.max_json_depth,
+        )
+    except InvalidInput:
+        if "X-Request-Id" not in headers:
+            exchange.request_id = request_id_of(first_id(body)) or exchange.request_id
+        raise
     if asked.outputs is not None and identity.may_infer(route.model):  # else the names are none of its business
         check_outputs(asked, exchange.service.output_names(route.model))
     if asked.id and "X-Request-Id" not in headers:
