@@ -191,7 +191,8 @@ class ServeSettings:
         metadata=_about("Connections that are open at a time, for each protocol.", at_least=1),
     )
     max_connections_per_client: int = field(
-        default=_LIMITS.max_connections_per_client, metadata=_about("Of these, from one address.", at_least=1)
+        default=_LIMITS.max_connections_per_client,
+        metadata=_about("Of these, from one address; gRPC does not tell them apart.", at_least=1),
     )
     max_in_flight_per_client: int = field(
         default=_LIMITS.max_in_flight_per_client,
