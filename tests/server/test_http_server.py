@@ -140,6 +140,7 @@ def test_a_request_id_comes_back_if_it_is_one():
         ({"X-Envoy-Expected-Rq-Timeout-Ms": "15000"}, 200),
         ({"X-Deadline-S": "1e-9"}, 429),
         ({"X-Deadline-S": "5", "X-Envoy-Expected-Rq-Timeout-Ms": "0.000001"}, 429),
+        ([("X-Deadline-S", "5"), ("X-Deadline-S", "1e-9")], 429),
         ({"X-Deadline-S": "0"}, 400),
         ({"X-Deadline-S": "nan"}, 400),
         ({"X-Deadline-S": "soon"}, 400),
@@ -218,6 +219,36 @@ def test_events_come_until_the_server_ends():
                 await server.drain(5.0)
                 await response.read()  # it ends
             assert response.content.at_eof()
+
+    live(test)
+
+
+def test_who_is_turned_away_is_counted_and_gets_its_id():
+    async def test() -> None:
+        async with serving() as server:
+            short = {"id": "mine", "inputs": [{**BODY["inputs"][0], "data": [1]}]}
+            status, _, headers = await call(server, "POST", INFER, json=short)
+            assert (status, headers["X-Request-Id"]) == (400, "mine")
+            for path in ("/v2/models/add%20one/versions/7/infer", "/v2/models/nobody/infer"):
+                assert (await call(server, "POST", path, json=BODY))[0] == 404
+            assert (await call(server, "GET", "/nowhere"))[0] == 404
+            counted = {"invalid_input": 1, "model_not_found": 2, "no_such_path": 1}
+            assert server._service.turned_away == {("http", code): count for code, count in counted.items()}
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [("gzip", "gzip"), ("GZIP;q=1.0", "gzip"), ("gzip;q=0", ""), ("gzip; q=0.000, deflate;q=0.5", "deflate")],
+)
+def test_encodings_are_accepted_with_weights(accepted: str, encoding: str):
+    async def test() -> None:
+        async with serving() as server:
+            # aiohttp's client shows what it has decompressed
+            body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2000, 3], "data": [1.0] * 6000}]}
+            _, _, headers = await call(server, "POST", INFER, json=body, headers={"Accept-Encoding": accepted})
+            assert headers.get("Content-Encoding", "") == encoding
 
     live(test)
 

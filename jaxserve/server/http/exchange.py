@@ -92,8 +92,8 @@ class Exchange:
         """
         limits = self.service.limits
         body = await read_body(self.request, limits, self.share)
-        encoding = self.request.headers.get(_CONTENT_ENCODING)
-        return body if encoding is None else await decompress(body, encoding, limits, self.share)
+        encodings = self.request.headers.getall(_CONTENT_ENCODING, ())
+        return body if not encodings else await decompress(body, ", ".join(encodings), limits, self.share)
 
     def deadline_s(self, asked_s: float | None = None) -> float | None:
         """Seconds until the deadline: the least of what the request itself asks for and of what its headers do.
@@ -105,8 +105,7 @@ class Exchange:
         """
         headers = self.request.headers
         for name, unit_s in _DEADLINES:
-            given = headers.get(name)
-            if given is not None:
+            for given in headers.getall(name, ()):
                 try:
                     seconds = max(check_deadline(float(given.replace("_", "x"))) * unit_s, sys.float_info.min)
                 except ValueError as error:

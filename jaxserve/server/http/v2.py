@@ -94,7 +94,8 @@ async def model_ready(exchange: Exchange) -> web.StreamResponse:
     """GET /v2/models/{model}[/versions/{version}]/ready."""
     route = exchange.route
     if not exchange.service.has(route.model, route.version):
-        raise ModelNotFound(f"no model {route.model!r:.200} of version {route.version or 'any'!r:.80} is served")
+        version = f" of version {route.version!r:.80}" if route.version else ""
+        raise ModelNotFound(f"no model {route.model!r:.200}{version} is served")
     return _yes_or_no(exchange.service.is_model_ready(route.model, route.version), "ready")
 
 
