@@ -6,6 +6,7 @@ has only its numbers read. Whether what is between is all of the tensor's data, 
 with something in its place that no client can know.
 """
 
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from jaxserve.protocols.infer_request import LONGEST_ID, InferRequest, Parameter
 from jaxserve.protocols.remembered import LONGEST_BYTES, Remembered
 
 _ID_FIRST = b'{"id":"'
+_SPACED_ID = re.compile(rb'\s*+\{\s*+"id"\s*+:\s*+"([!#-\[\]-~]{1,128})"')
 _NAME = b'"data"'
 _LONGEST_BODY_BYTES = 64 * 2**10
 _MARK = secrets.token_hex(16)
@@ -39,7 +41,8 @@ def split_id(text: bytes) -> tuple[str, bytes | None]:
 
 def first_id(body: bytes | bytearray) -> str:
     """The id with which a body starts that could not be read, so that its client finds its own again; else nothing."""
-    return split_id(bytes(body[: len(_ID_FIRST) + 4 * LONGEST_ID + 2]))[0]
+    found = _SPACED_ID.match(body)
+    return found[1].decode("latin-1") if found is not None else ""
 
 
 class Parts(NamedTuple):
