@@ -25,6 +25,7 @@ load after the other; the table shows medians over the rounds, and the ratios ar
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import struct
@@ -180,6 +181,8 @@ async def serve_jaxserve(protocol: str) -> None:
         else:
             server = HttpServer(service, NoSite(Feed(engine, health)), host=HOST, port=0)
         async with server:
+            gc.collect()
+            gc.freeze()  # as `jaxserve serve` does
             await serve_until_told(asyncio.get_running_loop(), server.port).wait()
 
 

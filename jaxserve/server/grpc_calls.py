@@ -182,18 +182,23 @@ def guarded(
     async def serve(messages: object, context: Any) -> bytes | None:
         try:
             return await method(context)
-        except JaxserveError as error:
-            if not error.is_told:
-                service.turned_away["grpc", status_of(error).code] += 1
-                _tell(error, name, context)
-            await refuse(context, error)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            log_failure(name)
-            await context.abort(grpc.StatusCode.INTERNAL, FAILED)
+        except Exception as error:
+            await fail(name, context, error, service)
 
     return serve
+
+
+async def fail(name: str, context: Any, error: Exception, service: Service) -> None:
+    """Ends a call of a method with the status of what was raised, and tells of it."""
+    if isinstance(error, JaxserveError):
+        if not error.is_told:
+            service.turned_away["grpc", status_of(error).code] += 1
+            _tell(error, name, context)
+        await refuse(context, error)
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    log_failure(name)
+    await context.abort(grpc.StatusCode.INTERNAL, FAILED)
 
 
 def log_failure(name: str) -> None:

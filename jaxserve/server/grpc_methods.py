@@ -55,9 +55,7 @@ class Methods:
             "CudaSharedMemoryUnregister": self._no_shared_memory,
         }
         inference = {name: self._plain(INFERENCE, name, method) for name, method in plain.items()}
-        inference["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
-            guarded("ModelInfer", self._inference.infer, self._service)
-        )
+        inference["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._inference.infer)
         inference["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             guarded("ModelStreamInfer", self._inference.stream, self._service)
         )

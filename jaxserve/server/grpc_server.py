@@ -68,7 +68,7 @@ class GrpcServer:
     @property
     def in_flight(self) -> int:
         """Requests taken and not answered."""
-        return 0 if self._server is None else self._inference.in_flight
+        return 0 if self._server is None else self._service.in_flight("grpc")
 
     async def __aenter__(self) -> Self:
         limits = self._service.limits
@@ -119,7 +119,7 @@ class GrpcServer:
         self._stops.append(asyncio.get_running_loop().create_task(self._server.stop(grace_s + _LINGER_S)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await self._inference.until_idle()
+                await self._service.until_idle("grpc")
         self._inference.stop()
         await asyncio.wait(self._stops)  # which goes on if this is cancelled
         self._reading.stop()

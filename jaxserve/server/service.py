@@ -93,6 +93,7 @@ class Service:
         self._tracing = tracing
         self._in_flight: dict[str, int] = {}
         self._waiting: dict[int, tuple[str, _Answer]] = {}  # ticket -> protocol and answer
+        self._left = asyncio.Event()  # one waits no longer
         self._administering = asyncio.Lock()
         self._busy: dict[str, str] = {}  # models that are being loaded or unloaded
         self._wrong: dict[str, str] = {}  # models that could not be loaded
@@ -180,6 +181,7 @@ class Service:
                 raise
             finally:
                 del self._waiting[ticket]
+                self._left.set()
                 left = self._in_flight[who] = self._in_flight[who] - 1
                 if not left:
                     del self._in_flight[who]
@@ -261,10 +263,15 @@ class Service:
                 answer(error)
                 self.engine.cancel(ticket)
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that wait for their answer."""
-        return len(self._waiting)
+    def in_flight(self, protocol: str) -> int:
+        """Requests of a protocol that wait for their answer."""
+        return sum(spoken == protocol for spoken, _ in self._waiting.values())
+
+    async def until_idle(self, protocol: str) -> None:
+        """Waits until none of a protocol waits for its answer."""
+        while self.in_flight(protocol):
+            self._left.clear()
+            await self._left.wait()
 
     # -------------------------------------------------------------------------------------------------------- health
 

@@ -84,7 +84,7 @@ def state(front: Front, engine: Engine, complaints: Complaints) -> dict[str, Any
     peak_bytes = memory()["peak_bytes"]
     give_back_memory()
     return {
-        "in_flight": front.in_flight + front.service.in_flight,
+        "in_flight": front.in_flight,
         "engine_in_flight": engine.observe().in_flight,
         "connections": front.http.connections + front.native.connections,
         "buffered_bytes": front.http._budget.used_bytes,

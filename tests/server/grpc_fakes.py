@@ -65,6 +65,14 @@ class FakeService:
             self.running -= 1
             self.changed.set()
 
+    def in_flight(self, protocol: str) -> int:
+        return self.running
+
+    async def until_idle(self, protocol: str) -> None:
+        while self.running:
+            self.changed.clear()
+            await self.changed.wait()
+
     def stop_in_flight(self, protocol: str) -> None:
         assert protocol == "grpc"
         self.stopped = True

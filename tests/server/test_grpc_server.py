@@ -483,7 +483,7 @@ def test_a_stream_whose_answers_cannot_be_written_ends_with_its_requests(caplog)
         await inference.stream(Gone())
         assert service.cancelled == 1
         assert service.calls[0][2]["client"] == "::1"
-        assert inference.in_flight == 0
+        assert service.in_flight("grpc") == 0
 
     run(main)
     assert not caplog.records

@@ -37,7 +37,7 @@ async def service_of(*names: str, limits: Limits | None = None, **options: Any) 
     async with serving(*models, stages=(0.5, 0.5)) as (engine, _), Health(engine) as health:
         service = Service(engine, health=health, access=Access(), known=models, limits=limits or Limits(), **options)
         yield service
-        assert service.in_flight == 0
+        assert service.in_flight("test") == 0
         assert not service._in_flight
 
 
@@ -113,7 +113,7 @@ def test_what_is_in_flight_at_the_end_gets_an_error_of_its_own():
         async with service_of() as service:
             calls = [asyncio.create_task(infer(service)) for _ in range(3)]
             await asyncio.sleep(0)
-            assert service.in_flight == 3
+            assert service.in_flight("test") == 3
             service.stop_in_flight("test")
             await asyncio.wait(calls)
             for call in calls:
