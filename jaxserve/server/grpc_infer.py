@@ -1,6 +1,7 @@
 """Inference over gRPC: one request in a call, or a stream of them."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -94,15 +95,12 @@ class Inference:
 
     async def _run_large(self, running: Coroutine[Any, Any, Outputs], size_bytes: int) -> Outputs:
         """Runs a large request, and counts what it takes until it is answered."""
-        try:
+        with contextlib.closing(running):  # where there is no room for it
             self._buffer(size_bytes)
-        except TooManyInFlight:
-            running.close()
-            raise
-        try:
-            return await running
-        finally:
-            self._buffered_bytes -= size_bytes
+            try:
+                return await running
+            finally:
+                self._buffered_bytes -= size_bytes
 
     def _buffer(self, size_bytes: int) -> None:
         if self._buffered_bytes + size_bytes > self._limits.max_buffered_bytes:

@@ -9,6 +9,7 @@ import pytest
 
 from jaxserve.model import Model, TensorSpec
 from jaxserve.server.health import Health
+from jaxserve.simulator import StageTime
 from tests.engine.test_engine import X, model, serving
 from tests.jumping_loop import run, until
 
@@ -64,15 +65,21 @@ def test_a_hung_group_turns_its_models_not_ready_within_the_time_that_is_said_an
     in_time(test)
 
 
-def test_asking_slow_models_takes_a_hundredth_of_the_time_and_they_stay_ready_meanwhile():
-    asked: list[float] = []
+def noting(asked: list[float]) -> StageTime:
+    """Stages that take what was profiled, and note when."""
 
     def stage_time(requests: Any, group: int, stage: int, latency_s: float) -> tuple[float, bool]:
         asked.append(asyncio.get_running_loop().time())
         return latency_s, False
 
+    return stage_time
+
+
+def test_asking_slow_models_takes_a_hundredth_of_the_time_and_they_stay_ready_meanwhile():
+    asked: list[float] = []
+
     async def test() -> None:
-        async with watched(model(), stages=(0.5,), stage_time=stage_time) as (_, _, health):
+        async with watched(model(), stages=(0.5,), stage_time=noting(asked)) as (_, _, health):
             asked.clear()
             for second in range(1, 1000):
                 await until(float(second))
@@ -109,12 +116,8 @@ def test_a_lost_group_turns_its_models_not_ready_at_once():
 def test_requests_of_clients_show_readiness_too():
     asked: list[float] = []
 
-    def stage_time(requests: Any, group: int, stage: int, latency_s: float) -> tuple[float, bool]:
-        asked.append(asyncio.get_running_loop().time())
-        return latency_s, False
-
     async def test() -> None:
-        async with watched(model(), stages=(0.01,), stage_time=stage_time) as (engine, _, health):
+        async with watched(model(), stages=(0.01,), stage_time=noting(asked)) as (engine, _, health):
             asked.clear()
             for second in range(1, 50):
                 await until(float(second))

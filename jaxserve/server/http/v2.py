@@ -46,13 +46,12 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
             max_json_depth=limits.max_json_depth,
         )
     except InvalidInput:
-        if "X-Request-Id" not in headers:
-            exchange.request_id = request_id_of(first_id(body)) or exchange.request_id
+        _call(exchange, first_id(body))
         raise
     if asked.outputs is not None and identity.may_infer(route.model):  # else the names are none of its business
         check_outputs(asked, exchange.service.output_names(route.model))
-    if asked.id and "X-Request-Id" not in headers:
-        exchange.request_id = request_id_of(asked.id) or exchange.request_id
+    if asked.id:
+        _call(exchange, asked.id)
     outputs = await exchange.infer(
         route.model,
         asked.inputs,
@@ -72,6 +71,12 @@ async def infer(exchange: Exchange) -> web.StreamResponse:
     if json_bytes is not None:
         response.headers[_LENGTH] = str(json_bytes)
     return response
+
+
+def _call(exchange: Exchange, id: str) -> None:
+    """Has a request go by the id that its body says, unless a header says another."""
+    if "X-Request-Id" not in exchange.request.headers:
+        exchange.request_id = request_id_of(id) or exchange.request_id
 
 
 def _json_bytes(length: str) -> int:
